@@ -250,7 +250,8 @@ class Ticks:
             more = is_due or len(steps) < count or held_up_seconds is not None
             is_over = loop.time() >= ends_at or holder.stopping.is_set()
             if is_over or (interrupt is not None and interrupt.is_set()):
-                return more
+                # What a tick leaves under way may need another one.
+                return more or (interrupt is None and not is_settled)
             if not is_due and is_settled:
                 attempted, before = holder.session.dispatcher.attempted, attempted
                 seconds = self._debt_seconds()

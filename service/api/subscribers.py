@@ -11,7 +11,7 @@ from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, EventTypes, Headers, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
-from service.delivery import health, signing
+from service.delivery import health, replay, signing
 from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
@@ -167,6 +167,8 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}
+        if fields["status"] == "disabled":
+            await replay.end(tx, call.context, old.id)
     tx.after_commit(call.context.inbox.reload, old.id)
     if old.status == "disabled" != changes.get("status", old.status):
         await _end_rests(tx, call, fields.get("url", old.url))
@@ -213,6 +215,7 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
     old = await _lock(tx, call)
+    await replay.end(tx, call.context, old.id)
     await deliveries.cancel(tx, old.id)  # Its lane cancels further ones.
     await subscribers.delete(tx, old)
     tx.after_commit(call.context.inbox.reload, old.id)

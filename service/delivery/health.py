@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from service.context import Context
-from service.delivery import fanout
+from service.delivery import fanout, replay
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
 from service.model.clock import DAY, HOUR, SECOND
@@ -79,14 +79,19 @@ async def _record_with_health(
 ) -> Subscriber | None:
     """Store an attempt with its rest and its subscriber's health; return the subscriber, if any."""
     old = await rows.lock_by_id(tx, Subscriber, result.record.subscriber_id)
+    changes: dict[str, Any] = {}
+    sent_to = result.recipient.subscriber
+    # If a person has changed or enabled it since, this attempt says nothing of it.
+    is_same = old is not None and (old.url, old.updated_at) == (sent_to.url, sent_to.updated_at)
+    if old is not None and old.status != "disabled" and is_same:
+        changes = changes_of(old, result, tx.now)
+    if "status" in changes:
+        await replay.end(tx, context, sent_to.id)
     await deliveries.record_attempts(tx, [result.record])
     await _store_rest(tx, context, result)
-    if old is None or old.status == "disabled":
+    if old is None or not changes:
         return old
-    changes, sent_to = changes_of(old, result, tx.now), result.recipient.subscriber
-    if (old.url, old.updated_at) != (sent_to.url, sent_to.updated_at):
-        changes = {}  # A person has changed or enabled it since: this attempt says nothing of it.
-    new = await subscribers.update(tx, old, **changes) if changes else old
+    new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)

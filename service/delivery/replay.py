@@ -80,6 +80,18 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     return canceled
 
 
+async def end(tx: Transaction, context: Context, subscriber_id: str) -> None:
+    """End the running replay, if any, of a subscriber that is locked and takes no more webhooks.
+
+    The next batch cancels its pending deliveries. Call it before anything else is changed: who
+    cancels a replay locks it first.
+    """
+    running = await replays.lock_running(tx, subscriber_id)
+    if running is not None:
+        await rows.update(tx, running, status="canceled", due_at=tx.now, finished_at=tx.now)
+        tx.after_commit(context.tell, context.signals.replay, subscriber_id)
+
+
 async def run_due(context: Context, now: int) -> tuple[int, int | None]:
     """Run a batch of each due replay; return the number of deliveries and the next due time."""
     due_at = await context.database.read(replays.next_due)
@@ -99,6 +111,11 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
 
 async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
     """Run a batch of a replay, or cancel the next deliveries of a canceled one."""
+    # The subscriber is locked first, as by whoever disables it.
+    known = await rows.read_by_id(tx, Replay, replay_id)
+    if known is None:
+        return 0
+    subscriber = await rows.lock_by_id(tx, Subscriber, known.subscriber_id)
     replay = await rows.lock_by_id(tx, Replay, replay_id)
     if replay is None or replay.due_at is None:
         return 0
@@ -107,7 +124,6 @@ async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
             await rows.update(tx, replay, due_at=None)
         tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
-    subscriber = await rows.lock_by_id(tx, Subscriber, replay.subscriber_id)
     if subscriber is None or subscriber.status == "disabled":
         await cancel(tx, context, replay)
     elif subscriber.status != "active":

@@ -219,6 +219,29 @@ async def test_a_replay_ends_when_its_subscriber_gets_disabled(tmp_path: Path) -
         assert "pending" not in {found["status"] for found in await deliveries(world)}
 
 
+@pytest.mark.parametrize("change", ["disable", "delete"])
+async def test_a_replay_that_is_slow_ends_at_once_with_its_subscriber(
+    tmp_path: Path, change: str
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        for _ in range(5):
+            await world.generate()
+        await world.run()
+        made = await started(world, subscriber, only="all", rate_per_second=0.02)
+        await world.run(1)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        if change == "delete":
+            assert (await world.client.delete(path)).is_success
+        else:
+            for status in ("disabled", "active"):
+                assert (await world.client.patch(path, json={"status": status})).is_success
+        for seconds in (1, 300):
+            await world.run(seconds)
+            status, done, *_ = await seen(world, made)
+            assert (status, done) == ("canceled", 1)
+
+
 async def test_a_disabled_subscriber_gets_no_replay(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)

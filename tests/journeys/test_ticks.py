@@ -3,8 +3,10 @@
 import asyncio
 from pathlib import Path
 
-from tests.faults import rows
-from tests.harness import SUBSCRIBER_URL, opened
+import httpx
+
+from tests.faults import DelayedAnswer, rows
+from tests.harness import SUBSCRIBER_URL, opened, success_report
 from tests.journeys.gates import Gate, deliveries, queue_answers
 
 
@@ -56,3 +58,18 @@ async def test_a_tick_goes_on_with_what_a_rate_held_up_for_a_moment(tmp_path: Pa
         world.subscribers.on_send = pass_time
         done = await world.app.worker.tick(20)
         assert (done.attempted, done.more) == (3, False)
+
+
+async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        await world.generate()
+        world.clock.advance(400)
+        hanging = DelayedAnswer(httpx.Response(200, json=success_report("task1")))
+        world.upstream.poll_replies.append(hanging.reply)
+        done = await world.app.worker.tick(0.5)
+        assert (done.polled, done.more) == (1, True)
+        hanging.release()
+        await world.app.worker.settle()
+        assert not (await world.app.worker.tick(20)).more
+        [row] = await rows(world, "SELECT status FROM generations")
+        assert row["status"] == "succeeded"

@@ -11,7 +11,8 @@ SELECT * FROM replays WHERE id = :id;
 -- lock: replays
 
 -- name: replay_running
-SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
+SELECT * FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
+-- lock: replays
 
 -- name: replay_update
 UPDATE replays SET status = :status, total = :total, done = :done, cursor = :cursor, due_at = :due_at,
