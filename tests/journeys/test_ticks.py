@@ -63,6 +63,7 @@ async def test_a_tick_goes_on_with_what_a_rate_held_up_for_a_moment(tmp_path: Pa
 async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.generate()
+        await world.app.worker.tick(20)  # Retention is over, too.
         world.clock.advance(400)
         hanging = DelayedAnswer(httpx.Response(200, json=success_report("task1")))
         world.upstream.poll_replies.append(hanging.reply)
