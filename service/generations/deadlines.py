@@ -27,7 +27,6 @@ NEVER_SENT = " It was never submitted."
 NO_RECORD = " How its submission ended is not known."
 CALLED_BACK = " A callback came that names no task, so it was not sent again."
 NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
-NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
 
 _log = log.get()
 
@@ -108,7 +107,7 @@ def end_of(generation: Generation, reply: Reply) -> Update | None:
     if reply.exchange.at < generation.deadline_at + PATIENCE_MS.get(outcome, 0):
         return None
     if outcome == "throttled":
-        return NOT_ASKED
+        return _not_asked(_last_message(reply.exchange))
     answer = reply.answer
     is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
     code = "unknown_status" if is_unknown else "deadline_exceeded"
@@ -130,6 +129,12 @@ def _update(code: str, reason: str) -> Update:
     return Update(status="timed_out", error={"code": code, "message": DEADLINE_MESSAGE + reason})
 
 
+def _not_asked(reason: str = "") -> Update:
+    return Update(
+        status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE + reason}
+    )
+
+
 def _last_message(exchange: generations.Exchange) -> str:
     """Return as a sentence what upstream last said, or how the exchange went if it said nothing."""
     kind, outcome, detail = exchange.kind, exchange.outcome, exchange.detail
@@ -146,7 +151,7 @@ async def move_on(tx: Transaction, context: Context, generation: Generation) -> 
     due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
     if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
         batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
-        batch.ingest(generation.id, NOT_ASKED)
+        batch.ingest(generation.id, _not_asked())
         await batch.write()
         return
     await generations.move_on(tx, generation.id, due_at, count)

@@ -304,6 +304,7 @@ async def test_what_could_never_be_asked_ends_a_day_after_its_deadline(tmp_path:
             await world.run(6 * HOUR)
         stored = await world.get(f"/v1/generations/{generation['id']}")
         assert (stored["status"], stored["error"]["code"]) == ("timed_out", "not_asked")
+        assert stored["error"]["message"].endswith(" The outcome of the last poll was: throttled.")
 
 
 async def test_overdue_questions_come_before_planned_ones(tmp_path: Path) -> None:
