@@ -207,6 +207,8 @@ class Batch:
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage.update(generations.usage_of(generation))
+            if (late := self._before[generation.id]).status == "timed_out":
+                usage.subtract(generations.usage_of(late))  # It has ended otherwise after all.
             tx.after_commit(_announce_end, self.context, generation)
         if ended:
             await generations.add_usage(tx, usage)

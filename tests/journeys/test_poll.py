@@ -314,6 +314,8 @@ async def test_a_late_result_is_stored_and_delivered(
         stored = await world.get(f"/v1/generations/{generation['id']}")
         assert stored["status"] == outcome
         assert stored["completed_at"] > stored["deadline_at"]
+        [usage] = (await world.get("/v1/usage"))["data"]
+        assert (usage["generations"], usage[outcome], usage["timed_out"]) == (1, 1, 0)
         await world.run(30 * HOUR)
         types = ["generation.submitted", "generation.timed_out", f"generation.{outcome}"]
         assert sorted(world.subscribers.event_types()) == sorted(types)
