@@ -10,13 +10,14 @@ from typing import NoReturn
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from service.api import signatures
 from service.api.asgi import NOSNIFF, DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
-from service.api.signatures import SCHEMES, SignatureError
+from service.api.signatures import SignatureError
 from service.context import UPSTREAM, Context
 from service.generations import ingest, proofs
 from service.model.clock import SECOND
-from service.model.errors import SettingsError, StorageError
+from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival, StoredCallback
@@ -51,13 +52,7 @@ class Receiver:
         self._drive = drive
         self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Counter[tuple[int, str]]()  # Of the current second.
-        settings = context.settings
-        self._scheme = SCHEMES.get(settings.upstream_signature or "")
-        try:
-            if self._scheme is not None:
-                self._key = self._scheme.read_secret(settings.upstream_signature_secret or "")
-        except ValueError as error:
-            raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
+        self._signature = signatures.configured(context.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 after the callback is committed, else a problem."""
@@ -115,15 +110,16 @@ class Receiver:
             await self._refuse_body(arrival, error)
         arrival.readable = _is_readable(arrival.body)
         proved = False
-        if self._scheme is not None:
+        if self._signature is not None:
+            scheme, key = self._signature
             headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
             try:
-                self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
+                scheme.verify(arrival.body, headers, key, arrival.received_at)
             except SignatureError as error:
                 detail = "The callback's signature is not valid."
                 problem = Problem(401, "signature_invalid", detail)
                 await self._reject(arrival, f"signature_{error.reason}", problem)
-            proved = self._scheme.proves_body
+            proved = scheme.proves_body
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
@@ -133,7 +129,7 @@ class Receiver:
             metrics.callbacks.add(1, "not_stored")
             raise problem
         # Without the body, no signature can be verified.
-        if problem.status == 413 and self._scheme is None:
+        if problem.status == 413 and self._signature is None:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.tell(self._context.signals.poll, arrival.generation_id)

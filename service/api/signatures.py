@@ -12,6 +12,8 @@ import msgspec
 
 from service.delivery import signing
 from service.model import clock
+from service.model.errors import SettingsError
+from service.settings import Settings
 
 Reason = Literal["missing", "malformed", "stale", "wrong"]
 Headers = Mapping[str, str]
@@ -137,3 +139,13 @@ SCHEMES: Mapping[str, Scheme] = {
     "wavespeed": Scheme(_read_wavespeed, read_wavespeed_secret, bytes.hex, proves_body=True),
     "kie": Scheme(_read_kie, read_kie_secret, _encode_base64, proves_body=False),
 }
+
+
+def configured(settings: Settings) -> tuple[Scheme, bytes] | None:
+    """Return the scheme of the settings with its key, if they name one; SettingsError."""
+    scheme = SCHEMES.get(settings.upstream_signature or "")
+    try:
+        key = scheme and scheme.read_secret(settings.upstream_signature_secret or "")
+    except ValueError as error:
+        raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
+    return (scheme, key) if scheme and key else None

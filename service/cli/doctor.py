@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
+from service.api import signatures
 from service.cli import descriptors, output
 from service.cli.arguments import Echo, add_json, define
 from service.cli.database_checks import Level, judge_due, judge_indexes
@@ -56,6 +57,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
         yield Finding("warn", "settings", f"{name} is not a setting: see docs/settings.md.")
     try:
         settings = read_settings()
+        signatures.configured(settings)
     except SettingsError as error:
         yield from (Finding("fail", "settings", problem) for problem in error.problems)
         return

@@ -128,11 +128,10 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
     """Report that a subscriber was disabled and why, in an event and in the log."""
     id_, reason = disabled.id, disabled.disabled_reason
     data = {"id": id_, "description": disabled.description, "disabled_reason": reason}
-    if not disabled.is_notify:  # Clients do not know the id of a `notify_url`.
-        event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
-        await events.insert(tx, [event])
-        owed = await subscribers.owed_notices(tx, disabled.tenant, tx.now - HOUR)
-        if owed <= NOTICES_MAX:
-            await fanout.fan_out(tx, context, [(event, None)])
+    event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
+    await events.insert(tx, [event])
+    owed = await subscribers.owed_notices(tx, disabled.tenant, tx.now - HOUR)
+    if owed <= NOTICES_MAX:
+        await fanout.fan_out(tx, context, [(event, None)])
     warn = partial(_log.warning, "subscriber.disabled", subscriber_id=id_, reason=reason)
     tx.after_commit(warn)

@@ -54,6 +54,16 @@ def test_the_doctor_names_every_wrong_setting(
 
 
 @pytest.mark.usefixtures("database")
+def test_the_doctor_reads_the_secret_of_signatures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENHOOK_UPSTREAM_SIGNATURE", "standard")
+    monkeypatch.setenv("GENHOOK_UPSTREAM_SIGNATURE_SECRET", "whsec_!!!!!!!!!")
+    assert run("doctor") == 1
+    assert "GENHOOK_UPSTREAM_SIGNATURE_SECRET" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(
     ("name", "value", "about", "level"),
     [
