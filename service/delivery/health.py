@@ -16,8 +16,8 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
-# The longest gap between two failures, added to the longest delay of the schedule. After a longer
-# gap the days start anew.
+# The longest gap between two failures, added to the longest delay of the schedule, or to a day if
+# that is longer. After a longer gap the days start anew: two failures are not days of failure.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
 # Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
@@ -40,7 +40,8 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     changes: dict[str, Any] = {}
     # Two failures far apart are not days of failure, and neither is a jump of the clock.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
-    longest_delay_ms = max(result.recipient.subscriber.retry_schedule_seconds) * SECOND
+    delays = result.recipient.subscriber.retry_schedule_seconds
+    longest_delay_ms = min(max(delays) * SECOND, DAY)
     if since is None or now - last_at > FAILING_GAP_MS + longest_delay_ms + FAILED_EVERY_MS:
         since = changes["failing_since"] = now
     if since == now or now - last_at >= FAILED_EVERY_MS:

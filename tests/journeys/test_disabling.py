@@ -160,9 +160,12 @@ async def test_the_days_of_failure_begin_anew_at_another_url(tmp_path: Path) -> 
 
 
 @pytest.mark.sqlite_only("it runs due work hundreds of times")
-async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [[0], [0, 5 * 86_400]], ids=["one attempt", "a long delay"])
+async def test_two_failures_far_apart_are_no_five_days_of_failure(
+    tmp_path: Path, schedule: list[int]
+) -> None:
     async with opened(tmp_path) as world:
-        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=schedule)
         queue_answers(world, *[500] * 20)
         for pause in (0, 6, 6):
             await world.generate()
