@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive
 
-from service.api.field_errors import field_error
+from service.api.field_errors import field_errors
 from service.api.problem import PROBLEM_TYPE, FieldError, Problem, not_found
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
@@ -22,6 +22,7 @@ from service.store.pages import Page, Rows, Source
 from service.store.rows import decode_rows
 
 T = TypeVar("T")
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 
 
 class Owned(Protocol):
@@ -106,12 +107,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise not_found(noun)
         return resource
 
-    def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
+    def decode(self, type_: type[BodyT], *, empty: bytes = b"") -> BodyT:
         """Decode the body, else `empty`. Problem 400 if it is not JSON, 422 for a wrong field."""
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            detail, errors = "The request has a wrong field.", [field_error(str(error))]
+            document = msgspec.json.decode(self.body or empty)
+            errors = field_errors(str(error), document, type_)
+            detail = "The request has wrong fields."
             raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None

@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from service.api.problem import FieldError
 from service.model.errors import json_pointer
@@ -11,6 +14,8 @@ _MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _ANY_ENTRY = "..."
+_REQUIRED = "is required"
+LOOKS_MAX = 10  # At one body.
 
 _NOUNS = {
     "str": "a string",
@@ -47,6 +52,34 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
 )
 
 
+def field_errors(text: str, document: Any, type_: type[msgspec.Struct]) -> list[FieldError]:
+    """Translate a message of msgspec, and look for more wrong fields: it names one at a time.
+
+    Each field that it names is left out, and the rest of the document is looked at again.
+    """
+    errors = [field_error(text)]
+    if not isinstance(document, dict):
+        return errors
+    rest = dict(document)
+    while len(errors) < LOOKS_MAX and (name := _top_name(errors[-1])) in rest:
+        del rest[name]
+        try:
+            msgspec.convert(rest, type_)
+        except msgspec.ValidationError as error:
+            errors.append(field_error(str(error)))
+    required = {f.encode_name for f in msgspec.structs.fields(type_) if f.required}
+    # A field that was left out is not a missing one.
+    wrong = [e for e in errors if e.message != _REQUIRED or e.pointer[1:] not in required]
+    missing = [FieldError(json_pointer(name), _REQUIRED) for name in sorted(required - {*document})]
+    return wrong + missing
+
+
+def _top_name(error: FieldError) -> str:
+    return (
+        error.pointer.split("/")[1].replace("~1", "/").replace("~0", "~") if error.pointer else ""
+    )
+
+
 def field_error(text: str) -> FieldError:
     """Translate a message of msgspec."""
     match = _MESSAGE.fullmatch(text)
@@ -55,7 +88,7 @@ def field_error(text: str) -> FieldError:
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])
-        message = "is required" if "missing" in message else "is not a field of this request"
+        message = _REQUIRED if "missing" in message else "is not a field of this request"
         return FieldError(json_pointer(*steps), message)
     for pattern, translate in _RULES:
         if rule_match := pattern.fullmatch(message):

@@ -55,3 +55,17 @@ async def test_a_wrong_field_is_named_in_the_words_of_json(
     assert error["pointer"] == pointer
     assert error["message"].startswith(message)
     assert "`" not in error["message"]
+
+
+async def test_every_wrong_field_is_named(tmp_path: Path) -> None:
+    body = {"model": 1, "input": {}, "metadata": {"a": 2}, "foo": 3, "b/r": 4}
+    async with opened(tmp_path) as world:
+        answer = await world.client.post("/v1/generations", json=body)
+        assert answer.status_code == 422
+        wrong = {error["pointer"] for error in answer.json()["errors"]}
+        assert wrong == {"/model", "/metadata", "/foo", "/b~1r"}
+        answer = await world.client.post("/v1/replays", json={"colour": "x"})
+        wrong = {error["pointer"]: error["message"] for error in answer.json()["errors"]}
+        assert wrong.pop("/colour") == "is not a field of this request"
+        assert set(wrong.values()) == {"is required"}
+        assert "/subscriber_id" in wrong
