@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options, echo))
     except BrokenPipeError:  # The reader of our output has closed it.
         _drop_output()
-        return 0
+        return 1
     except (CommandError, SettingsError, StorageError) as error:
         if sys.stderr is not None:  # None where it was closed at the start.
             with contextlib.suppress(OSError):

@@ -65,7 +65,7 @@ async def test_every_wrong_field_is_named(tmp_path: Path) -> None:
         wrong = {error["pointer"] for error in answer.json()["errors"]}
         assert wrong == {"/model", "/metadata", "/foo", "/b~1r"}
         answer = await world.client.post("/v1/replays", json={"colour": "x"})
-        wrong = {error["pointer"]: error["message"] for error in answer.json()["errors"]}
-        assert wrong.pop("/colour") == "is not a field of this request"
-        assert set(wrong.values()) == {"is required"}
-        assert "/subscriber_id" in wrong
+        messages = {error["pointer"]: error["message"] for error in answer.json()["errors"]}
+        assert messages.pop("/colour") == "is not a field of this request"
+        assert set(messages.values()) == {"is required"}
+        assert "/subscriber_id" in messages

@@ -275,7 +275,7 @@ def test_a_list_that_is_read_only_at_its_beginning_ends_quietly(genhook: Command
     piped = '{ "$0" -c "$1" models; echo $? >&2; } | head -n 1'
     line = ["/bin/sh", "-c", piped, sys.executable, code]
     done = subprocess.run(line, capture_output=True, text=True, check=False)  # noqa: S603
-    assert (done.stdout[:3], done.stderr) == ("ID ", "0\n")
+    assert (done.stdout[:3], done.stderr) == ("ID ", "1\n")
 
 
 # Tables
