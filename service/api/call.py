@@ -37,6 +37,7 @@ OwnedT = TypeVar("OwnedT", bound=Owned)
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 AFTER_RULE = "must be the `next` of an earlier page"
+EXPLAINED_BYTES_MAX = 64 << 10  # Of a body whose wrong fields are all looked for.
 PAGING = frozenset({"limit", "after", "order"})
 ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
@@ -112,12 +113,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            document = msgspec.json.decode(self.body or empty)
-            errors = field_errors(str(error), document, type_)
+            errors = field_errors(str(error), self._document(), type_)
             detail = "The request has wrong fields."
             raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
+
+    def _document(self) -> Any:
+        """Return the body's JSON; None if it is large, or not JSON behind its first wrong field."""
+        try:
+            is_small = len(self.body) <= EXPLAINED_BYTES_MAX
+            return msgspec.json.decode(self.body) if is_small else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""

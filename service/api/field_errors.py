@@ -14,8 +14,7 @@ _MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _ANY_ENTRY = "..."
-_REQUIRED = "is required"
-LOOKS_MAX = 10  # At one body.
+_REQUIRED, _UNKNOWN = "is required", "is not a field of this request"
 
 _NOUNS = {
     "str": "a string",
@@ -55,23 +54,28 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
 def field_errors(text: str, document: Any, type_: type[msgspec.Struct]) -> list[FieldError]:
     """Translate a message of msgspec, and look for more wrong fields: it names one at a time.
 
-    Each field that it names is left out, and the rest of the document is looked at again.
+    Each field that it names is left out, and the rest of the document is looked at again. Of what a
+    field holds, only the first fault is named.
     """
-    errors = [field_error(text)]
     if not isinstance(document, dict):
-        return errors
-    rest = dict(document)
-    while len(errors) < LOOKS_MAX and (name := _top_name(errors[-1])) in rest:
+        return [field_error(text)]
+    is_required = {field.encode_name: field.required for field in msgspec.structs.fields(type_)}
+    rest = {name: value for name, value in document.items() if name in is_required}
+    errors = [FieldError(json_pointer(name), _UNKNOWN) for name in document if name not in rest]
+    missing = [name for name in is_required if is_required[name] and name not in rest]
+    errors += [FieldError(json_pointer(name), _REQUIRED) for name in missing]
+    while (error := _first_error(rest, type_)) and (name := _top_name(error)) in rest:
+        errors.append(error)
         del rest[name]
-        try:
-            msgspec.convert(rest, type_)
-        except msgspec.ValidationError as error:
-            errors.append(field_error(str(error)))
-    required = {f.encode_name for f in msgspec.structs.fields(type_) if f.required}
-    # A field that was left out is not a missing one.
-    wrong = [e for e in errors if e.message != _REQUIRED or e.pointer[1:] not in required]
-    missing = [FieldError(json_pointer(name), _REQUIRED) for name in sorted(required - {*document})]
-    return wrong + missing
+    return errors or [field_error(text)]
+
+
+def _first_error(document: dict[str, Any], type_: type[msgspec.Struct]) -> FieldError | None:
+    try:
+        msgspec.convert(document, type_)
+    except msgspec.ValidationError as error:
+        return field_error(str(error))
+    return None
 
 
 def _top_name(error: FieldError) -> str:
@@ -88,7 +92,7 @@ def field_error(text: str) -> FieldError:
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])
-        message = _REQUIRED if "missing" in message else "is not a field of this request"
+        message = _REQUIRED if "missing" in message else _UNKNOWN
         return FieldError(json_pointer(*steps), message)
     for pattern, translate in _RULES:
         if rule_match := pattern.fullmatch(message):

@@ -144,8 +144,9 @@ SCHEMES: Mapping[str, Scheme] = {
 def configured(settings: Settings) -> tuple[Scheme, bytes] | None:
     """Return the scheme of the settings with its key, if they name one; SettingsError."""
     scheme = SCHEMES.get(settings.upstream_signature or "")
+    if scheme is None:
+        return None
     try:
-        key = scheme and scheme.read_secret(settings.upstream_signature_secret or "")
+        return scheme, scheme.read_secret(settings.upstream_signature_secret or "")
     except ValueError as error:
         raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
-    return (scheme, key) if scheme and key else None

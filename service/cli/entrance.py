@@ -112,17 +112,17 @@ class Protocol(HttpToolsProtocol):
         """Keep the connection while requests of a client that sends no more are answered."""
         self._is_half_closed = True
         self._outgoing.flush()  # The transport closes, unless a request is answered.
-        is_between = self._awaited == "head" and not self._head.strip(b"\r\n")
-        is_complete = self._awaited is None or is_between
-        return is_complete and self._is_answering()
+        return self._awaited != "body" and not self._head and self._is_answering()
 
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
+        is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
+        if is_between and data[0] in b"\r\n" and not data.strip(b"\r\n"):
+            return  # RFC 9112, 2.2: an empty line may follow a request.
         self._unset_keepalive_if_required()
         if self._refusal is not None or self._is_lingering:
             self._is_sending = True
             return
-        is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
         self._measured = measure_one_request(data) if is_between else None
         if self._measured is not None:
             self._feed(data)
@@ -248,7 +248,10 @@ class Protocol(HttpToolsProtocol):
 
     def _take_head(self) -> bytes:
         """Return the next head once it is complete, without an offer to upgrade."""
-        self._awaited = "head"
+        if not self._head:
+            self._unparsed = self._unparsed.lstrip(b"\r\n")
+        if self._unparsed:
+            self._awaited = "head"
         searched_from = max(0, len(self._head) - 2)
         self._head += self._unparsed
         self._unparsed.clear()

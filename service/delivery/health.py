@@ -16,8 +16,8 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
-# The longest gap between two failures, added to the longest delay of the schedule, or to a day if
-# that is longer. After a longer gap the days start anew: two failures are not days of failure.
+# The longest gap between two failures, added to the longest delay of the schedule, of which at most
+# a day counts. After a longer gap the days start anew: two failures are not days of failure.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
 # Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
@@ -41,8 +41,8 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     # Two failures far apart are not days of failure, and neither is a jump of the clock.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
     delays = result.recipient.subscriber.retry_schedule_seconds
-    longest_delay_ms = min(max(delays) * SECOND, DAY)
-    if since is None or now - last_at > FAILING_GAP_MS + longest_delay_ms + FAILED_EVERY_MS:
+    delay_ms = min(max(delays) * SECOND, DAY)
+    if since is None or now - last_at > FAILING_GAP_MS + delay_ms + FAILED_EVERY_MS:
         since = changes["failing_since"] = now
     if since == now or now - last_at >= FAILED_EVERY_MS:
         changes["last_failed_at"] = now

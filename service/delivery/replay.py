@@ -86,9 +86,7 @@ async def end(tx: Transaction, context: Context, subscriber_id: str) -> None:
     The next batch cancels its pending deliveries. Call it before anything else is changed: who
     cancels a replay locks it first.
     """
-    running = await replays.lock_running(tx, subscriber_id)
-    if running is not None:
-        await rows.update(tx, running, status="canceled", due_at=tx.now, finished_at=tx.now)
+    if await tx.run("replay_end", subscriber_id=subscriber_id, now=tx.now):
         tx.after_commit(context.tell, context.signals.replay, subscriber_id)
 
 

@@ -36,7 +36,7 @@ class Budget:
         refill = max(now - self.updated_at, 0) * self.rate / 1_000
         self.tokens = min(self.capacity, self.tokens + refill)
         self.updated_at = now
-        return 0 if now < self.paused_until else int(self.tokens)
+        return 0 if now < self.paused_until else max(0, int(self.tokens))
 
     def take_share(self, share: float, now: int) -> None:
         """Keep to a share of the whole rate: other processes have the rest."""

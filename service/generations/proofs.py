@@ -39,16 +39,18 @@ async def write_proofs(
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     batch = ingest.Batch(tx, context, read)
     await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
-    hints = []
+    hints, doubted = [], []
     for proof, callback in new:
         needs_task = is_proven = False
         if await _is_believed(tx, batch, proof):
             needs_task = _needs_task(batch, proof)
             is_proven = _apply(tx, batch, proof)
-        if not is_proven:
-            await callbacks.doubt(tx, proof.arrival)
+        if not is_proven and callback.is_kept:
+            doubted.append(proof.arrival)
         if needs_task or not is_proven:
             hints.append((proof.arrival, callback))
+    if doubted:
+        await callbacks.doubt(tx, doubted)
     judge.share_outcomes(batch, {p.arrival.generation_id: p.update for p, _ in new})
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     hints += [

@@ -14,10 +14,19 @@ class Refreshes:
 
     def __init__(self, rate: float, places: int) -> None:
         self.places = Places(places // PLACES_SHARE)
+        self._at: dict[str, int] = {}  # By generation: its refresh within the last second.
+        self.keep_to(rate)
+
+    def keep_to(self, rate: float) -> None:
+        """Begin anew with the share of another rate of polls a second."""
         self._rate = rate
         self._all = Budget(rate / SHARE, capacity=2 * max(1.0, rate / TENANT_SHARE))
         self._by_tenant: dict[str, Budget] = {}  # Those that are full again are dropped.
-        self._at: dict[str, int] = {}  # By generation: its refresh within the last second.
+
+    @property
+    def rate(self) -> float:
+        """The rate of polls of which refreshes have a share."""
+        return self._rate
 
     def last_at(self, generation_id: str, now: int) -> int | None:
         """Return when a generation was refreshed, if that was within the last second."""

@@ -99,7 +99,10 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
         room = rooms.setdefault(arrival.generation_id, _Room())
         is_repeated = digest in room.digests
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
-        row = _row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=digest)
+        # Only a new callback may be believed.
+        trust = arrival.trust if verdict in NEW_VERDICTS else "confirm"
+        columns = {"tenant": state["tenant"], "verdict": verdict, "trust": trust}
+        row = _row(arrival, **columns, body_digest=digest)
         if is_repeated:
             row["body"] = b""
         room.digests.add(digest)
@@ -143,10 +146,10 @@ async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     await tx.many("callback_bodies_insert", rows)
 
 
-async def doubt(tx: Transaction, arrival: Arrival) -> None:
-    """Note that nothing of a callback whose body is proof was applied: it is a hint."""
-    arrival.trust = "confirm"
-    await tx.run("callback_doubt", id=arrival.id, generation_id=arrival.generation_id)
+async def doubt(tx: Transaction, arrivals: Iterable[Arrival]) -> None:
+    """Note that these callbacks are hints, although their bodies might have been proof."""
+    ids = [{"id": each.id, "generation_id": each.generation_id} for each in arrivals]
+    await tx.many("callback_doubt", ids)
 
 
 async def plan_confirmations(

@@ -23,12 +23,6 @@ async def is_running(tx: Transaction, subscriber_id: str) -> bool:
     return await tx.one("replay_running", subscriber_id=subscriber_id) is not None
 
 
-async def lock_running(tx: Transaction, subscriber_id: str) -> Replay | None:
-    """Return the replay that creates deliveries for the subscriber, if any, and lock it."""
-    running = await tx.lock("replay_running", subscriber_id=subscriber_id)
-    return rows.decode_row(Replay, running[0]) if running else None
-
-
 async def list_due(tx: Transaction, limit: int) -> list[str]:
     """Return the ids of due replays, the longest due first."""
     return [row["id"] for row in await tx.all("replays_due", now=tx.now, limit=limit)]

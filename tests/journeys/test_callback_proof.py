@@ -129,3 +129,18 @@ async def test_a_callback_shows_whether_its_body_was_believed(
         assert shown["status"] == status
         [callback] = (await world.get("/v1/callbacks"))["data"]
         assert (callback["verdict"], callback["trust"]) == verdict
+
+
+async def test_a_repeated_or_late_callback_is_not_shown_as_believed(tmp_path: Path) -> None:
+    unproven = b'{"data": {"task_id": "task1", "status": "COMPLETED"}}'
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.generate()
+        for body in (unproven, unproven, msgspec.json.encode(success_report("task1")), b"[]"):
+            await world.call_back(content=body)
+        found = (await world.get("/v1/callbacks", order="asc"))["data"]
+        assert [(callback["verdict"], callback["trust"]) for callback in found] == [
+            ("accepted", "confirm"),
+            ("duplicate", "confirm"),
+            ("accepted", "body"),
+            ("late", "confirm"),
+        ]

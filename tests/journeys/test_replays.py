@@ -7,6 +7,7 @@ import pytest
 
 from service.delivery import replay
 from service.store.deliveries import fetch_due
+from tests.faults import execute
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, by_hand, deliveries, queue_answers, take_over
 
@@ -240,6 +241,24 @@ async def test_a_replay_that_is_slow_ends_at_once_with_its_subscriber(
             await world.run(seconds)
             status, done, *_ = await seen(world, made)
             assert (status, done) == ("canceled", 1)
+
+
+async def test_a_replay_whose_row_is_damaged_keeps_no_subscriber_from_being_disabled(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        await world.generate()
+        await world.run()
+        await started(world, subscriber, only="all", rate_per_second=0.02)
+        await execute(world, "UPDATE replays SET event_types = '{'")
+        queue_answers(world, 410)
+        await world.generate()
+        await world.run()
+        found = await world.get(f"/v1/subscribers/{subscriber['id']}")
+        assert (found["status"], found["disabled_reason"]) == ("disabled", "gone")
+        path = f"/v1/subscribers/{subscriber['id']}"
+        assert (await world.client.delete(path)).is_success
 
 
 async def test_a_disabled_subscriber_gets_no_replay(tmp_path: Path) -> None:

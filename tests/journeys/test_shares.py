@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from service.generations import poll
+from service.generations.budget import Budget
 from service.generations.refreshes import Refreshes
 from tests.faults import DelayedAnswer, status_of
 from tests.harness import Harness, opened
@@ -180,6 +181,29 @@ async def test_with_a_token_at_a_time_refreshes_starve_no_poll(tmp_path: Path) -
             await world.run()
         assert {await status_of(world, id_) for id_ in ids} == {"succeeded"}
         await neighbour.client.aclose()
+
+
+def test_among_many_processes_each_keeps_refreshes_to_the_share_of_its_own_part() -> None:
+    shared = Budget(10.0)
+    refreshes = Refreshes(shared.rate, 32)
+    shared.take_share(1 / 32, 0)
+    refreshes.keep_to(shared.rate)
+    taken = 0
+    for now in range(0, 600_000, 50):
+        for tenant in ("a", "b"):
+            if refreshes.has_share(tenant, now):
+                refreshes.note("gen_a", tenant, now, has_share=True)
+                taken += 1
+    assert taken <= 600 * 10 / 32 / 10 + 4
+
+
+async def test_a_refresh_follows_the_part_of_the_rate_that_its_process_has(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=10.0) as world:
+        generation = await world.generate()
+        poller = world.app.worker.poller
+        poller.budget.take_share(1 / 32, world.clock.now)
+        await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+        assert poller.refreshes.rate == poller.budget.rate == 10.0 / 32
 
 
 def test_no_tenant_takes_all_of_the_share() -> None:

@@ -144,6 +144,35 @@ async def test_an_empty_line_after_a_request_costs_no_answer(
         assert b"late" in await ending(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\n")
 
 
+@pytest.mark.parametrize("segments", [(b"\r\n\r\n",), (b"\r\n", b"\r\n")])
+async def test_an_empty_line_begins_no_head_that_is_waited_for(
+    segments: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str | None] = []
+    watch = Protocol._watch
+
+    def note(protocol: Protocol) -> None:
+        watch(protocol)
+        waits.append(protocol._timed)
+
+    monkeypatch.setattr(Protocol, "_watch", note)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for more in ((), segments):
+            writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n" + b"".join(more))
+            async with asyncio.timeout(60):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                assert await reader.readuntil(b";") == b"GET /a 0;"
+            for segment in segments:
+                writer.write(segment)
+        writer.write(b"GET /b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert (await reader.read()).endswith(b"GET /b 0;")
+        writer.close()
+    assert waits[0] == "head"
+    assert set(waits[1:]) == {None}
+
+
 async def test_each_part_of_a_slow_answer_leaves_before_the_next_is_made() -> None:
     may_go_on = asyncio.Event()
 

@@ -11,8 +11,11 @@ SELECT * FROM replays WHERE id = :id;
 -- lock: replays
 
 -- name: replay_running
-SELECT * FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
--- lock: replays
+SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
+
+-- name: replay_end
+UPDATE replays SET status = 'canceled', due_at = :now, finished_at = :now
+WHERE subscriber_id = :subscriber_id AND status = 'running';
 
 -- name: replay_update
 UPDATE replays SET status = :status, total = :total, done = :done, cursor = :cursor, due_at = :due_at,
