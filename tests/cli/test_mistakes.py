@@ -7,8 +7,8 @@ import shlex
 import signal
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -325,10 +325,22 @@ def storing(asked: threading.Event, released: threading.Event) -> type[Any]:
     return Service
 
 
+@contextmanager
+def not_ignored(number: int) -> Iterator[None]:
+    """Let processes that start in the block heed a signal, though these tests run under `nohup`."""
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_while_a_file_is_saved_leaves_no_part_of_it(number: int, tmp_path: Path) -> None:
     asked, released = threading.Event(), threading.Event()
-    with test_serve.served(storing(asked, released)) as url:
+    with test_serve.served(storing(asked, released)) as url, not_ignored(number):
         line = ("generations", "save", "gen_1", "pictures", "--url", url, "--key", "ghk_x")
         with test_serve.start(tmp_path, *line) as process:
             try:
