@@ -183,10 +183,10 @@ class Poller:
             return shared
         self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
         self.budget.available(now)  # Fills it up.
-        # Planned polls take each token as it comes, so a share is borrowed: they then wait for it.
         if refreshes.rate != self.budget.rate:  # Other processes have come or gone.
             refreshes.keep_to(self.budget.rate)
         has_share = refreshes.has_share(generation.tenant, now)
+        # Planned polls take each token as it comes, so a share is borrowed: they then wait for it.
         if now < self.budget.paused_until or not (has_share or self._has_unused(now)):
             return None
         if not refreshes.places.take(generation.tenant):
