@@ -107,7 +107,7 @@ def end_of(generation: Generation, reply: Reply) -> Update | None:
     if reply.exchange.at < generation.deadline_at + PATIENCE_MS.get(outcome, 0):
         return None
     if outcome == "throttled":
-        return _not_asked(_last_message(reply.exchange))
+        return _update("not_asked", _last_message(reply.exchange), NOT_ASKED_MESSAGE)
     answer = reply.answer
     is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
     code = "unknown_status" if is_unknown else "deadline_exceeded"
@@ -125,14 +125,8 @@ def _timed_out(
     return _update("deadline_exceeded", reason)
 
 
-def _update(code: str, reason: str) -> Update:
-    return Update(status="timed_out", error={"code": code, "message": DEADLINE_MESSAGE + reason})
-
-
-def _not_asked(reason: str = "") -> Update:
-    return Update(
-        status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE + reason}
-    )
+def _update(code: str, reason: str, message: str = DEADLINE_MESSAGE) -> Update:
+    return Update(status="timed_out", error={"code": code, "message": message + reason})
 
 
 def _last_message(exchange: generations.Exchange) -> str:
@@ -151,7 +145,7 @@ async def move_on(tx: Transaction, context: Context, generation: Generation) -> 
     due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
     if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
         batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
-        batch.ingest(generation.id, _not_asked())
+        batch.ingest(generation.id, _update("not_asked", "", NOT_ASKED_MESSAGE))
         await batch.write()
         return
     await generations.move_on(tx, generation.id, due_at, count)

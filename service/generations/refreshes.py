@@ -19,14 +19,9 @@ class Refreshes:
 
     def keep_to(self, rate: float) -> None:
         """Begin anew with the share of another rate of polls a second."""
-        self._rate = rate
+        self.rate = rate
         self._all = Budget(rate / SHARE, capacity=2 * max(1.0, rate / TENANT_SHARE))
         self._by_tenant: dict[str, Budget] = {}  # Those that are full again are dropped.
-
-    @property
-    def rate(self) -> float:
-        """The rate of polls of which refreshes have a share."""
-        return self._rate
 
     def last_at(self, generation_id: str, now: int) -> int | None:
         """Return when a generation was refreshed, if that was within the last second."""
@@ -44,7 +39,7 @@ class Refreshes:
         if not has_share:
             return
         used = {name: own for name, own in self._by_tenant.items() if not own.is_full(now)}
-        own = used.setdefault(tenant, Budget(self._rate / TENANT_SHARE))
+        own = used.setdefault(tenant, Budget(self.rate / TENANT_SHARE))
         self._by_tenant = used
         for budget in (self._all, own):
             budget.available(now)

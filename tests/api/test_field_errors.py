@@ -58,23 +58,21 @@ async def test_a_wrong_field_is_named_in_the_words_of_json(
 
 
 @pytest.mark.parametrize(
-    ("body", "code"),
+    "body",
     [
-        (b'{"url": 1, ', "invalid_request"),
-        (b'{"url": 1} x', "invalid_request"),
-        (b'{"url": 1, "x": "\xff"}', "invalid_request"),
-        (b'{"x": 1, "y": ' + b"[" * 5_000, "invalid_request"),
-        (b'{"max_in_flight": 1e400, "url": 1}', "invalid_request"),
-        (b'{"url": 1, "x": "' + b"x" * 100_000 + b'"}', "invalid_request"),
+        b'{"url": 1, ',
+        b'{"url": 1} x',
+        b'{"url": 1, "x": "\xff"}',
+        b'{"x": 1, "y": ' + b"[" * 5_000,
+        b'{"max_in_flight": 1e400, "url": 1}',
+        b'{"url": 1, "x": "' + b"x" * 100_000 + b'"}',
     ],
 )
-async def test_what_follows_a_wrong_field_may_be_anything(
-    tmp_path: Path, body: bytes, code: str
-) -> None:
+async def test_what_follows_a_wrong_field_may_be_anything(tmp_path: Path, body: bytes) -> None:
     async with opened(tmp_path) as world:
         headers = {"content-type": "application/json"}
         answer = await world.client.post("/v1/subscribers", content=body, headers=headers)
-        assert (answer.status_code, answer.json()["code"]) == (422, code)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
         assert len(answer.json()["errors"]) == 1
 
 
