@@ -43,22 +43,27 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
 
 def update_of(context: Context, answer: wire.Answer) -> Update | None:
     """Return what an answer says about its generation, with secrets redacted; None if nothing."""
+    if isinstance(answer, wire.Report):
+        return report_update(context, answer)
+    if answer.outcome != "refused":
+        return None
+    reason = _reason(context, answer.code or "refused", answer.message or "")
+    return Update(status="failed", error=reason)
+
+
+def report_update(context: Context, report: wire.Report) -> Update:
+    """Return the change of status that a report asks for, with secrets redacted."""
     redact = context.redactor.json
-    if isinstance(answer, wire.NoReport):
-        if answer.outcome != "refused":
-            return None
-        reason = _reason(context, answer.code or "refused", answer.message or "")
-        return Update(status="failed", error=reason)
     output, error = None, None
-    if answer.state == "succeeded":
-        files = [_file(context, file) for file in answer.files]
-        output = {"files": files, "raw": redact(answer.raw)}
-    elif answer.state == "failed":
+    if report.state == "succeeded":
+        files = [_file(context, file) for file in report.files]
+        output = {"files": files, "raw": redact(report.raw)}
+    elif report.state == "failed":
         # Without a known reason, what upstream said is shown; it is cut after the redaction.
-        answer_text = json_text(redact(answer.raw))[: scalars.MAX_TEXT_CHARS]
-        message = answer.error_message or f"Upstream reported a failure: {answer_text}"
-        error = _reason(context, answer.error_code or "upstream_failed", message)
-    return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
+        raw_text = json_text(redact(report.raw))[: scalars.MAX_TEXT_CHARS]
+        message = report.error_message or f"Upstream reported a failure: {raw_text}"
+        error = _reason(context, report.error_code or "upstream_failed", message)
+    return Update(status=report.state, task_id=report.task_id, output=output, error=error)
 
 
 def _reason(context: Context, code: str, message: str) -> dict[str, str]:

@@ -12,20 +12,27 @@ from service.store.database import Transaction
 from service.upstream import results, wire
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """What a body reports, and the change of status that it asks for."""
+
+    report: wire.Report
+    update: ingest.Update
+
+
 class Proof(msgspec.Struct, frozen=True):
     """A callback whose body is proof."""
 
     arrival: callbacks.Arrival
-    report: wire.Report | None  # None if the body is not readable.
-    update: ingest.Update | None
+    reading: Reading | None  # None if the body is not readable.
 
 
 def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
     report = ingest.read_end(arrival)
-    # Its JSON may be read although it is not strict.
-    arrival.readable |= report is not None and report.is_proof
-    return Proof(arrival, report, ingest.update_of(context, report) if report else None)
+    if report is None:
+        return Proof(arrival, None)
+    arrival.readable |= report.is_proof  # Its JSON may be read although it is not strict.
+    return Proof(arrival, Reading(report, ingest.report_update(context, report)))
 
 
 async def write_proofs(
@@ -42,24 +49,22 @@ async def write_proofs(
     hints, doubted = [], []
     for proof, callback in new:
         needs_task = is_proven = False
-        if await _is_believed(tx, batch, proof):
-            needs_task = _needs_task(batch, proof)
-            is_proven = _apply(tx, batch, proof)
+        reading, generation = proof.reading, batch.generations.get(proof.arrival.generation_id)
+        # Without a generation, its row is not readable.
+        if reading and generation and await _is_believed(tx, reading.report, generation):
+            needs_task = _needs_task(reading.report, generation)
+            is_proven = _apply(tx, batch, generation, reading)
         if not is_proven and callback.is_kept:
             doubted.append(proof.arrival)
         if needs_task or not is_proven:
             hints.append((proof.arrival, callback))
     if doubted:
         await callbacks.doubt(tx, doubted)
-    judge.share_outcomes(batch, {p.arrival.generation_id: p.update for p, _ in new})
+    updates = {p.arrival.generation_id: p.reading.update if p.reading else None for p, _ in new}
+    judge.share_outcomes(batch, updates)
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
-    hints += [
-        (proof.arrival, callback)
-        for proof, callback in pairs
-        if callback is not None
-        and callback.verdict == "duplicate"
-        and proof.arrival.generation_id not in ended
-    ]
+    repeated = [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
+    hints += [(arrival, s) for arrival, s in repeated if arrival.generation_id not in ended]
     await batch.write()
     if hints:
         await callbacks.plan_confirmations(tx, hints)
@@ -70,21 +75,18 @@ async def write_proofs(
 
 def _claimed_ids(batch: ingest.Batch, proof: Proof) -> Sequence[str]:
     """Return the ids of a callback that names more than the known task of its generation."""
-    generation = batch.generations.get(proof.arrival.generation_id)
-    if proof.report is None or generation is None or _names_only_own(proof.report, generation):
+    reading, generation = proof.reading, batch.generations.get(proof.arrival.generation_id)
+    if reading is None or generation is None or _names_only_own(reading.report, generation):
         return ()
-    return (*proof.report.task_ids, *proof.report.names)
+    return (*reading.report.task_ids, *reading.report.names)
 
 
 def _names_only_own(report: wire.Report, generation: Generation) -> bool:
     return not report.names and report.task_ids in ((), (generation.task_id,))
 
 
-async def _is_believed(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
+async def _is_believed(tx: Transaction, report: wire.Report, generation: Generation) -> bool:
     """Whether what a callback reports may be applied; else it is only a hint."""
-    report, generation = proof.report, batch.generations.get(proof.arrival.generation_id)
-    if report is None or proof.update is None or generation is None:  # Its row is not readable.
-        return False
     request = results.Request(generation.input)
     if any(file.url and request.names(file.url, file.url) for file in report.files):
         return False  # A file of the request. An answer to a poll is read without those.
@@ -105,24 +107,19 @@ async def _names_other_task(tx: Transaction, report: wire.Report, generation: Ge
     return bool(others) and await tasks.another_has(tx, others, generation.id)
 
 
-def _apply(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
+def _apply(tx: Transaction, batch: ingest.Batch, generation: Generation, reading: Reading) -> bool:
     """Apply a callback's report; return whether one body proves what it reports."""
-    report, update = proof.report, proof.update
-    assert report is not None
-    assert update is not None
-    generation = batch.generations[proof.arrival.generation_id]
+    report = reading.report
     if not report.recognised:
         word = ingest.excerpt(batch.context, report.word or "")
         tx.after_commit(ingest.log_unknown_word, word, generation.id)
-    batch.ingest(generation.id, update)
+    batch.ingest(generation.id, reading.update)
     return report.is_proof and not (report.state == "processing" and report.reports_end)
 
 
-def _needs_task(batch: ingest.Batch, proof: Proof) -> bool:
+def _needs_task(report: wire.Report, generation: Generation) -> bool:
     """Whether the answer to the submission is late or lost: no poll is planned.
 
     A confirmation can use the task id of this callback.
     """
-    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
-    assert report is not None
     return report.state == "processing" and generation.next_poll_at is None
