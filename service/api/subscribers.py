@@ -261,6 +261,8 @@ async def test(call: Call) -> Answer:
         tested = await send_test(call.parts.dispatcher, subscriber)
     except SenderClosed as error:
         raise unavailable("The service stops.") from error
+    if tested is None:
+        raise not_found("subscriber")
     if isinstance(tested, int):
         headers = {"retry-after": str(tested)}
         raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers=headers)

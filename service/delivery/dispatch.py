@@ -1,7 +1,6 @@
 """The dispatcher decides which lane makes an attempt now, and stores how each attempt went."""
 
 import asyncio
-import heapq
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
@@ -16,6 +15,7 @@ from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.tally import Tally
 from service.delivery.target import Sender, SenderClosed
+from service.delivery.timers import Timers
 from service.delivery.unrecorded import Unrecorded
 from service.model.clock import MINUTE
 from service.model.delivery import DueDelivery
@@ -47,7 +47,7 @@ class Dispatcher:
         self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
-        self._timers: list[tuple[int, str]] = []
+        self._timers = Timers()
         self._tasks: set[asyncio.Task[None]] = set()
         self.unrecorded = Unrecorded()
         self._tally = Tally(context)
@@ -99,9 +99,8 @@ class Dispatcher:
     def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
         for lane in lanes:
-            is_idle = not even_idle and lane.is_idle_until(now + SOON_MS)
-            lane.drop_recipient()
-            if not is_idle:  # An idle lane is read once it has work.
+            lane.drop_recipient()  # First, as one that was not active may be now.
+            if even_idle or not lane.is_idle_until(now + SOON_MS):  # Else it is read with its work.
                 lane.expect(now, now)
                 self._wake(lane, now)
 
@@ -131,12 +130,10 @@ class Dispatcher:
             self._spawn(self._record_again(*each))
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
-        while self._timers and self._timers[0][0] <= now:
-            lane = self.lanes.get(heapq.heappop(self._timers)[1])
-            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
-                lane.wake_at = None
+        for subscriber_id in self._timers.take_due(now):
+            if (lane := self.lanes.get(subscriber_id)) is not None:
                 self._pump(lane, now)
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_at
 
     async def settle(self) -> None:
         """Wait until no attempt is under way or about to start; store the statistics."""
@@ -180,14 +177,11 @@ class Dispatcher:
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
-        if lane.wake_at is None or at < lane.wake_at:
-            lane.wake_at = at
-            self._set_timer(at, lane.subscriber_id)
+        self._set_timer(at, lane.subscriber_id)
 
     def _set_timer(self, at: int, subscriber_id: str = "") -> None:
         """Have `run_due` called at `at`: for a lane, or to store results or statistics."""
-        heapq.heappush(self._timers, (at, subscriber_id))
-        if self._timers[0][0] == at:
+        if self._timers.set(at, subscriber_id):
             self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:

@@ -82,7 +82,6 @@ class Lane(Struct, eq=False):
     rate: float | None = None  # The subscriber's rate, to which `next_send_at` keeps.
     sent_at: int = 0  # When the last attempt left, whatever the rate was.
     next_send_at: float = 0.0
-    wake_at: int | None = None  # When the dispatcher looks at the lane next.
     is_loading: bool = False  # Its subscriber or rows are being read, or the read is queued.
     is_deleted: bool = False  # The subscriber was deleted, and no delivery to it is pending.
     # Deliveries whose attempts were stored during the current read, which may show them as before.
