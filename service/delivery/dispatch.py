@@ -99,8 +99,9 @@ class Dispatcher:
     def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
         for lane in lanes:
-            lane.drop_recipient()  # First, as one that was not active may be now.
-            if even_idle or not lane.is_idle_until(now + SOON_MS):  # Else it is read with its work.
+            has_work = even_idle or not lane.is_empty_until(now + SOON_MS)
+            lane.drop_recipient()
+            if has_work:  # Else it is read once it has some.
                 lane.expect(now, now)
                 self._wake(lane, now)
 

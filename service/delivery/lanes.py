@@ -153,10 +153,14 @@ class Lane(Struct, eq=False):
 
     def is_idle_until(self, at: int) -> bool:
         """True if no delivery is in memory, and none that may leave is known to be due by `at`."""
-        if self.held_ids or self.is_loading:
-            return False
-        is_closed = self.recipient is not None and not self.is_open
-        return is_closed or all(backlog.next_due_at > at for backlog in self.backlogs)
+        if self.recipient is not None and not self.is_open:
+            return not (self.held_ids or self.is_loading)
+        return self.is_empty_until(at)
+
+    def is_empty_until(self, at: int) -> bool:
+        """True if no delivery is in memory, and none is known to be due by `at`."""
+        is_due = any(backlog.next_due_at <= at for backlog in self.backlogs)
+        return not (self.held_ids or self.is_loading or is_due)
 
     # Rows.
 
