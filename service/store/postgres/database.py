@@ -136,9 +136,12 @@ class Database(Writes):
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
         return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
-    async def order_events(self) -> None:
-        """Give every committed event its `seq`. To be called before events are read in order."""
-        await within(READ_SECONDS, self._order.extend(self._pool))
+    async def order_events(self, seconds: float | None = None) -> None:
+        """Give every committed event its `seq`. To be called before events are read in order.
+
+        What is ordered within READ_SECONDS, or `seconds`, stays ordered, and the next call goes on.
+        """
+        await within(seconds or READ_SECONDS, self._order.extend(self._pool))
 
     async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
         return await unit(self._transaction(connection), *args)
