@@ -168,6 +168,18 @@ async def test_a_locked_database_fails_the_group_and_the_next_one_is_stored(
     assert await database.write(put, "a") == "A"
 
 
+async def test_a_read_during_which_sqlite_rolls_back_tells_its_own_error(
+    database: Database,
+) -> None:
+    async def fail(tx: Transaction) -> None:
+        await tx.select("ROLLBACK", {})  # As SQLite does by itself after some errors of the disk.
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.raises(StorageError, match="disk I/O error"):
+        await database.read(fail)
+    assert await stored_names(database) == []
+
+
 async def test_the_unit_of_a_canceled_caller_is_still_stored(database: Database) -> None:
     writes = [asyncio.ensure_future(database.write(put, name)) for name in "abc"]
     writes[1].cancel()

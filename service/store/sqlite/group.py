@@ -194,7 +194,8 @@ def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], n
     try:
         return _run_unit(unit(Transaction(connection, now, []), *args))
     finally:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # After some errors, SQLite has rolled back itself.
+            connection.execute("ROLLBACK")
 
 
 def is_storage_failure(error: BaseException | None) -> bool:
