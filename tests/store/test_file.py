@@ -134,7 +134,7 @@ async def test_a_file_that_cannot_be_looked_at_for_a_while_is_a_failing_disk(
 
     before = await database.read(subscribers.get_revision)
     with monkeypatch.context() as patched:
-        patched.setattr(file_module.os, call, fail)
+        patched.setattr(os, call, fail)
         always = asyncio.ensure_future(database.write_always(bump))
         with pytest.raises(StorageError, match="cannot be read: Input/output error"):
             await database.write(bump)

@@ -32,6 +32,8 @@ _LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as 
 class LostFileError(sqlite3.OperationalError):
     """A file is not the one that was opened, so a commit would be lost."""
 
+    sqlite_errorcode = sqlite3.SQLITE_IOERR
+
 
 class File:
     """The file at `path`, with the log and the index of it that stand beside it."""
