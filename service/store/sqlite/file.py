@@ -32,6 +32,8 @@ _LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as 
 class LostFileError(sqlite3.OperationalError):
     """A file is not the one that was opened, so a commit would be lost."""
 
+    sqlite_errorcode = sqlite3.SQLITE_IOERR
+
 
 class File:
     """The file at `path`, with the log and the index of it that stand beside it."""
@@ -56,16 +58,19 @@ class File:
             self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            status = os.fstat(self.descriptor)
         except OSError as error:
+            self.close()
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
         # SQLite names the log after the file. Two processes that use two names would write two
         # logs, and destroy the database (howtocorrupt.html, "Multiple links to the same file").
-        names = os.fstat(self.descriptor).st_nlink
+        names = status.st_nlink
         if names > 1:
             self.close()
             raise StorageError(
                 f"cannot open {self.path}: it has {names} names (hard links); remove all but one"
             )
+        self._identities = {self.path: (status.st_dev, status.st_ino)}
 
     def close(self) -> None:
         """Close the descriptor, which ends the locks on it."""
@@ -75,10 +80,8 @@ class File:
 
     def watch(self) -> None:
         """Watch the files that SQLite has opened now."""
-        status = os.fstat(self.descriptor)
         beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
-        self._identities = {path: _identify(path) for path in beside}
-        self._identities[self.path] = (status.st_dev, status.st_ino)
+        self._identities |= {path: _identify(path) for path in beside}
 
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
@@ -99,7 +102,10 @@ class File:
                 advice = _RESTORE if path == self.path else _RESTART
                 return f"the file {path} was deleted or replaced: {advice}"
         # A checkpoint may bring a cut file back to its size, so the cut is remembered.
-        self._is_cut = self._is_cut or self._was_cut()
+        try:
+            self._is_cut = self._is_cut or self._was_cut()
+        except OSError as error:
+            return f"the file {self.path} cannot be read: {error.strerror}"
         if self._is_cut:
             return f"the file {self.path} was cut short or overwritten: {_RESTORE}"
         return None
