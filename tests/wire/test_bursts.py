@@ -149,8 +149,8 @@ async def test_what_a_client_has_read_counts_and_not_what_was_written_since(took
         reader.watch()
 
     def pass_time() -> None:
-        assert (timer := reader._timer) is not None
-        arguments = timer._args  # type: ignore[attr-defined]
+        timer: Any = reader._timer
+        arguments = timer._args
         timer.cancel()
         reader._check(*arguments)
 
