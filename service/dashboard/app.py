@@ -120,6 +120,8 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
 async def _show(page: Page, visit: Visit) -> Response:
     if visit.key is None:
         return entry.ask_to_sign_in(visit)
+    if visit.is_of_another_sign_in:
+        return visit.redirect()
     if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     return await page.show(visit)
@@ -142,11 +144,13 @@ async def _perform(act: Act, visit: Visit, form: Form) -> Response:
     id_ = visit.request.path_params.get("id", "")
     reply = await visit.send_form(act.call(id_, form), form)
     if not reply.is_success:
-        return _render_problem(visit, reply, back=act.path.rpartition("/")[0].replace("{id}", id_))
+        back = "" if reply.status == 404 else act.page.replace("{id}", id_)
+        return _render_problem(visit, reply, back=back)
     if act.result:
         return visit.render(act.result, 200, answer=reply.content, id=id_, act=act)
     new_id = reply.content["id"] if reply.content else ""
-    return visit.redirect(act.target(id_, new_id), done=act.name)
+    filters = {name: form.get(name, "") for name in act.filters}
+    return visit.redirect_after(act.name, act.target(id_, new_id), **filters)
 
 
 def _render_problem(visit: Visit, reply: Reply, back: str = "") -> Response:

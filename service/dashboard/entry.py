@@ -16,10 +16,11 @@ from service.store import keys, sign_ins
 from service.telemetry import log
 
 # Where to go after signing in: a page of ours, never another host.
-_NEXT = re.compile(r"/[a-z-]+(/[A-Za-z0-9_.-]+)*(\?[A-Za-z0-9_.=&%:-]{0,500})?")
+_NEXT = re.compile(r"/[a-z-]+(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*(\?[A-Za-z0-9_.=&%:+*-]{0,500})?")
 _UNKNOWN = "This key is unknown or revoked."
 _TOO_MANY = "This key is unknown or revoked, and there were too many such keys in this minute."
 _STALE = "The form was too old. Try again."
+_NO_COOKIE = "Your browser sent no cookie. Signing in needs one: allow it, and try again."
 ADDRESS_CHARACTERS_MAX = 45
 _log = log.get()
 
@@ -69,7 +70,7 @@ async def sign_in(visit: Visit) -> Response:
     form, site = await read_form(visit), visit.site
     next_ = form.get("next", "")
     if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
-        return _render(visit, next_, 403, _STALE)
+        return _render(visit, next_, 403, _STALE if visit.id_ else _NO_COOKIE)
     secret = form.get("key", "").strip()
     key_sha256 = keys.digest(secret)
     is_key = secret.startswith(KEY_PREFIX)

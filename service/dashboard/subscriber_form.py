@@ -48,7 +48,7 @@ async def run(visit: Visit, form: Form) -> Response:
     if errors:
         return _render(visit, subscriber, texts, was, errors)
     done = "subscribers.edit" if changes else "subscribers.same"
-    return visit.redirect(f"/subscribers/{visit.id}", done=done)
+    return visit.redirect_after(done, f"/subscribers/{visit.id}")
 
 
 def _change(visit: Visit, changes: Mapping[str, Any]) -> ApiCall:
