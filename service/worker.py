@@ -15,7 +15,7 @@ from service.generations.submit import Submitter
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
-from service.store import reseal, retention
+from service.store import retention
 from service.store.database import Ownership
 from service.store.shards import shard_of
 from service.telemetry import log
@@ -155,8 +155,6 @@ class Worker:
         if not await self.ownership.acquire():
             return False
         try:
-            if 0 in self.ownership.shards:  # Its holder cleans, and reseals secrets.
-                await reseal.run(self.context.database, self.context.vault)
             self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
             self.begin_session()

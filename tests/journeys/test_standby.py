@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from service.generations.poll import Poller
 from service.model.errors import StorageError
-from service.store import reseal
-from service.store.sqlite.database import Database
-from service.store.vault import Vault
 from tests.harness import Harness, opened
 
 
@@ -84,14 +82,14 @@ async def test_a_worker_starts_once_the_disk_works_again(
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
     failures = [StorageError("the database failed: disk I/O error")] * 3
-    run = reseal.run
+    take_over = Poller.take_over
 
-    async def fail_three_times(database: Database, vault: Vault) -> None:
+    async def fail_three_times(poller: Poller, now: int) -> None:
         if failures:
             raise failures.pop()
-        await run(database, vault)
+        await take_over(poller, now)
 
-    monkeypatch.setattr(reseal, "run", fail_three_times)
+    monkeypatch.setattr(Poller, "take_over", fail_three_times)
     async with opened(tmp_path) as world:
         worker = world.app.worker
         assert worker is not None
