@@ -145,6 +145,33 @@ async def test_a_callback_that_is_stored_is_answered_200_though_its_drive_fails(
         assert world.subscribers.event_types() == ["generation.succeeded"]
 
 
+@pytest.mark.parametrize("edge", ["at its beginning", "between its turns"])
+async def test_a_drive_whose_look_for_commits_fails_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    async with driven(tmp_path) as world:
+        await world.generate()
+        worker, look = world.app.worker, world.app.worker.ownership.other_process_committed
+        looks: list[bool] = []
+
+        async def fail() -> bool:
+            looks.append(worker.ownership.is_held)
+            if edge == "between its turns" and len(looks) == 1:
+                worker.ticks._requested.set()  # Another request has come: the session goes on.
+                return await look()
+            raise StorageError("disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.ownership, "other_process_committed", fail)
+            assert (await world.call_back()).status_code == 200
+            await driving(world.app)
+        assert looks[0]
+        rest = worker.ticks._ending
+        if rest is not None:
+            await rest
+        assert not works(world.app)
+
+
 async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> None:
     async with driven(tmp_path, drive_seconds=2.0) as world:
         gate = Gate()
