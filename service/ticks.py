@@ -253,7 +253,7 @@ class Ticks:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await wait_for(holder.stopping, min(seconds, ends_at - loop.time()))
+                await self._wait(None, min(ends_at, loop.time() + seconds), interrupt)
 
     def _held_up_seconds(self) -> float | None:
         """Return for how long a rate or a rest holds up due deliveries; None if none does."""
@@ -302,13 +302,14 @@ class Ticks:
         await self._holder.session.dispatcher.settle()
 
     async def _wait(
-        self, task: asyncio.Task[Any], ends_at: float, interrupt: asyncio.Event | None = None
+        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
     ) -> None:
-        """Wait for a task until `ends_at`, until a stop, or until `interrupt` is set."""
+        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
         seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
         signals = (self._holder.stopping, interrupt)
         ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
-        await asyncio.wait({task, *ends}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        waited = ends if task is None else [task, *ends]
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
 

@@ -209,6 +209,23 @@ async def test_a_request_shares_the_turn_of_one_that_waits_for_a_receiver(tmp_pa
         assert [answer.status_code for answer in answers] == [200, 200]
 
 
+async def test_a_request_does_not_wait_while_a_turn_earns_its_question(tmp_path: Path) -> None:
+    async with driven(tmp_path, poll_rate_per_second=0.05) as world:
+        await world.subscribe()
+        await world.generate()
+        first = asyncio.create_task(world.call_back())
+        async with asyncio.timeout(OFF["drive_seconds"] / 3):  # It takes 20 s to earn one.
+            while not world.upstream.polls or world.app.worker.poller.in_flight:
+                await world.get("/v1/events")
+            second = asyncio.create_task(world.generate())
+            while len(world.subscribers.webhooks) < 2:
+                await world.get("/v1/events")
+        await world.app.stop()
+        assert (await first).status_code == 200
+        await second
+        await world.app.start()
+
+
 async def test_who_works_looks_again_after_it_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
