@@ -74,6 +74,7 @@ class Session:
         self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempted_before = 0
         self._in_tick = False
+        self.is_over = asyncio.Event()  # Set: the loops end.
         self._sweep = sweep
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
@@ -114,8 +115,9 @@ class Session:
         if self.context.inbox.lanes is self.dispatcher:
             self.context.inbox.lanes = None
 
-    def wake(self) -> None:
-        """Wake every loop."""
+    def end_loops(self) -> None:
+        """Wake every loop, also those that back off: they end."""
+        self.is_over.set()
         for _, signal in self.loops:
             signal.set()
 
