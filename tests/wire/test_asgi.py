@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from service.app import App
 from service.model.errors import StorageError
 from service.store.sqlite.database import Database
 from tests.cli.test_serve import ADMIN_KEY, END_SECONDS, KEYS, surroundings
@@ -156,6 +157,33 @@ def test_a_loop_that_ends_without_a_shutdown_stops_it(app: "Entry") -> None:
 
     assert asyncio.run(serve())
     assert asyncio.run(serve())
+
+
+async def write(app: App) -> None:
+    await app.database.write(None)
+
+
+@pytest.mark.parametrize("edge", ["during the start", "after it"])
+def test_a_loop_that_ends_stops_what_a_request_began_that_was_cancelled(
+    app: "Entry", edge: str
+) -> None:
+    async def serve() -> Any:
+        request = asyncio.create_task(status(app))
+        while not app._runs:  # noqa: ASYNC110  a test
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        [run] = app._runs.values()
+        request.cancel()
+        await asyncio.wait([request])
+        if edge == "after it":
+            await run.start
+        return run.start
+
+    start = asyncio.run(serve())
+    if edge == "after it":
+        with pytest.raises(StorageError, match="closed"):
+            asyncio.run(write(start.result()))
+    else:
+        assert start.cancelled()
 
 
 async def test_a_start_that_fails_is_said_and_tried_again(
