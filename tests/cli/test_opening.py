@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,25 @@ def test_what_is_at_the_path_is_looked_at_before_it_is_opened(
     check_refused(database, reason, capsys)
 
 
+@pytest.mark.parametrize("do", [lambda path: os.truncate(path, 0), Path.unlink])
+def test_a_log_without_its_database_is_left_alone(
+    do: Callable[[Path], None], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("keys create --name x --scopes read")
+    log = Path(f"{database}-wal")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE spare (id INTEGER)")
+        commits = log.read_bytes()
+    log.write_bytes(commits)  # As after `kill -9`; the end of the connection has deleted it.
+    run("doctor")
+    assert "intact" in capsys.readouterr().out
+    log.write_bytes(commits)
+    do(database)
+    check_refused(database, f"it is empty or missing, but {log} is not: stop genhook", capsys)
+    log.rename(f"{log}-away")
+    assert run("migrate") == 0
+
+
 @pytest.fixture
 def user(database: Path) -> Iterator[Path]:
     """The path of a database that another process uses."""
@@ -111,8 +132,10 @@ def user(database: Path) -> Iterator[Path]:
         (lambda path: Path(shutil.copy(path, f"{path}-")).rename(path), "replaced"),
         (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted or replaced while"),
         (lambda path: Path(f"{path}-shm").unlink(), "-shm was deleted or replaced while"),
+        (lambda path: os.truncate(path, 0), "it was cut short or overwritten: stop genhook"),
+        (lambda path: path.write_bytes(b"a diary" * 2_000), "it was cut short or overwritten"),
     ],
-    ids=["deleted", "replaced", "log deleted", "index deleted"],
+    ids=["deleted", "replaced", "log deleted", "index deleted", "emptied", "overwritten"],
 )
 def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_what_is_left(
     do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]

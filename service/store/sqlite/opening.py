@@ -13,7 +13,9 @@ from pathlib import Path
 
 from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
 
+MAGIC = b"SQLite format 3\0"
 RESTORE = "stop genhook, and put the file back or restore a backup"
+_CUT = f"it was cut short or overwritten: {RESTORE}"
 _STOP = "stop that process first, and open the database with nothing else until then"
 _LOST = "{} was deleted or replaced while a process uses it: {}"
 # Bytes that SQLite locks in each file while a process has it open (os_unix.c).
@@ -57,10 +59,38 @@ def _find_loss(path: str) -> str | None:
     lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
     if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
         is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
-        return _LOST.format(index, _STOP) if is_lost else None
+        return _LOST.format(index, _STOP) if is_lost else _find_emptiness(path, log)
     if lock == fcntl.F_UNLCK:
         return _LOST.format("it", RESTORE)
-    return None if Path(log).exists() else _LOST.format(log, _STOP)
+    if not Path(log).exists():
+        return _LOST.format(log, _STOP)
+    return None if _has_magic(path) else _CUT
+
+
+def _find_emptiness(path: str, log: str) -> str | None:
+    """Return a problem if the file is empty or missing, but its log is not.
+
+    SQLite would delete the log. A new file is never empty by the time that it gets one.
+    """
+    if not _size_of(path) and _size_of(log):
+        return f"it is empty or missing, but {log} is not: {RESTORE}; to begin anew, move that away"
+    return None
+
+
+def _size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def _has_magic(path: str) -> bool:
+    """Whether a file begins as a database. If it cannot be read, SQLite says why."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return True
 
 
 def _find_lock(path: str, first: int, count: int) -> int:
