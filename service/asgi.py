@@ -51,7 +51,7 @@ class Entry:
                 problem = unavailable("The service could not start.")
                 await asgi.refuse(scope, send, problem, now_ms())
             else:
-                await app(scope, receive, send)
+                await app(_without_root_path(scope), receive, send)
 
     async def start(self) -> App:
         """Return the service of this event loop, started; raise the error of a failed start."""
@@ -97,6 +97,17 @@ class Entry:
         if not run.lifespans:
             await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _without_root_path(scope: Scope) -> Scope:
+    """Return the scope as if the service were mounted nowhere: by ASGI, paths begin with that.
+
+    Some servers leave it out: then the path stays as it is.
+    """
+    path, prefix = scope["path"], scope.get("root_path", "")
+    if not (prefix and path.startswith(f"{prefix}/")):
+        return scope
+    return {**scope, "path": path[len(prefix) :], "root_path": ""}
 
 
 def _has_failed(task: asyncio.Task[App]) -> bool:
