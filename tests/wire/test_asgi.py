@@ -92,12 +92,16 @@ def test_what_is_wrong_with_the_settings_is_said_at_the_start(tmp_path: Path, na
     assert "GENHOOK_DRIVE_SECONDS must be a number from 0 to 60" in text
 
 
-def test_uvicorn_below_a_path_takes_callbacks(tmp_path: Path) -> None:
+def test_uvicorn_below_a_path_takes_callbacks_and_logs_no_token(tmp_path: Path) -> None:
     line = (*SERVERS["uvicorn, lifespan on"], "--root-path", "/gh")
     with served(tmp_path, line, **KEYS) as process:
         url = url_of(process)
         answer = httpx.post(f"{url}/callbacks/apiinone/{TOKEN}", json={}, trust_env=False)
         assert answer.json()["code"] == "token_invalid"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=END_SECONDS)
+    assert "POST /gh/callbacks/apiinone/[redacted] HTTP/1.1" in output  # uvicorn's own log.
+    assert TOKEN not in output + errors
 
 
 # A driver of our own, within the process.
