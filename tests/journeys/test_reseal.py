@@ -10,6 +10,8 @@ from service.store import reseal
 from service.store.vault import VaultError
 from tests.faults import rows
 from tests.harness import Harness, opened
+from tests.journeys.gates import attach_worker, deliveries
+from tests.logs import Console
 
 OLD, NEW = "s" * 32, "n" * 32
 
@@ -51,6 +53,30 @@ async def test_secrets_that_were_not_resealed_do_not_open_without_the_old_key(
         with pytest.raises(VaultError):
             signing.unseal(vault, row["sealed_secrets"], subscriber["id"])
         assert await run_reseal(world) == 0, "secrets that do not open are not changed"
+
+
+async def test_what_cannot_be_read_is_tried_each_minute_and_once_it_is_changed(
+    tmp_path: Path, console: Console
+) -> None:
+    console.configure("error")
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(event_types=["generation.submitted"])
+        await restart_with_keys(world, NEW)
+        async with attach_worker(world) as dispatcher:
+            for _ in range(3):
+                await world.generate()
+                await dispatcher.settle()
+            assert [line["event"] for line in console.lines()] == ["lane.failed"]
+            for seconds, count in ((59, 0), (1, 1)):
+                world.clock.advance(seconds)
+                await dispatcher.run_due(world.clock())
+                await dispatcher.settle()
+                assert len(console.lines()) == count
+            await world.client.post(f"/v1/subscribers/{subscriber['id']}/rotate-secret", json={})
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+        assert {each["status"] for each in await deliveries(world)} == {"delivered"}
+    assert console.lines() == []
 
 
 async def test_more_subscribers_than_a_page_are_all_resealed(tmp_path: Path) -> None:
