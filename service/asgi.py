@@ -6,6 +6,7 @@ and stops as the server's event loop ends.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from functools import partial
@@ -19,6 +20,7 @@ from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.settings import Settings, read_settings
 from service.telemetry import log
+from service.telemetry.redact import Redactor, make_redactor
 
 _log = log.get()
 
@@ -51,7 +53,7 @@ class Entry:
                 problem = unavailable("The service could not start.")
                 await asgi.refuse(scope, send, problem, now_ms())
             else:
-                await app(scope, receive, send)
+                await app(_without_root_path(scope), receive, send)
 
     async def start(self) -> App:
         """Return the service of this event loop, started; raise the error of a failed start."""
@@ -88,6 +90,8 @@ class Entry:
     async def _start(self) -> App:
         if not self._has_log:
             configure_log(self._settings)
+            cut = partial(_cut_secrets, make_redactor(self._settings))
+            logging.getLogger("uvicorn.access").addFilter(cut)  # By default it logs each path.
             self._has_log = True
         app = App(self._settings)
         await app.start()
@@ -111,8 +115,26 @@ class Entry:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+def _without_root_path(scope: Scope) -> Scope:
+    """Return the scope as if the service were mounted nowhere: by ASGI, paths begin with that.
+
+    Some servers leave it out: then the path stays as it is.
+    """
+    path, prefix = scope["path"], scope.get("root_path", "")
+    if not (prefix and path.startswith(f"{prefix}/")):
+        return scope
+    return {**scope, "path": path[len(prefix) :], "root_path": ""}
+
+
 def _has_failed(start: asyncio.Future[App]) -> bool:
     return start.cancelled() or start.exception() is not None
+
+
+def _cut_secrets(redactor: Redactor, record: logging.LogRecord) -> bool:
+    """Cut callback tokens out of a line of a server's own log of requests, as a filter of it."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(redactor.text(a) if isinstance(a, str) else a for a in record.args)
+    return True
 
 
 async def _keep(app: App) -> None:

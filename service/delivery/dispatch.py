@@ -211,26 +211,26 @@ class Dispatcher:
         if not (self.is_open and self.context.database.holds(lane.subscriber_id)):
             return
         if lane.recipient is None:
-            self._load(lane)
+            self._load(lane, now)
         if not lane.is_open:
             return
         to_read, next_at = lane.plan(now)
         if to_read:
-            self._load(lane)
+            self._load(lane, now)
         if next_at != NEVER:
             self._wake(lane, next_at)
 
-    def _load(self, lane: Lane) -> None:
+    def _load(self, lane: Lane, now: int) -> None:
         """Queue a read of the lane's subscriber or rows; a lane has one read at a time."""
-        if self.loads.add(lane):
+        if now < lane.next_read_at:
+            self._wake(lane, lane.next_read_at)
+        elif self.loads.add(lane):
             self._spawn(self.loads.run(self._go_on))
 
-    def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
-        """Pump a lane that was read; if the read failed, repeat it after `retry_ms`."""
+    def _go_on(self, lane: Lane) -> None:
+        """Pump a lane that was read, or could not be."""
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
-        elif retry_ms is not None:
-            self._wake(lane, self._read_later(lane, retry_ms))
         else:
             self._pump(lane, self.context.clock())
 
@@ -329,9 +329,9 @@ class Dispatcher:
         self._release(lane, due)
         self._wake(lane, self._read_later(lane))
 
-    def _read_later(self, lane: Lane, ms: int = TROUBLE_RETRY_MS) -> int:
-        """Plan to read the lane's rows again in `ms` milliseconds; return when."""
-        at = self.context.clock() + ms
+    def _read_later(self, lane: Lane) -> int:
+        """Plan to read the lane's rows again after TROUBLE_RETRY_MS; return when."""
+        at = self.context.clock() + TROUBLE_RETRY_MS
         lane.expect(at, at)
         return at
 

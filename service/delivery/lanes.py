@@ -83,6 +83,7 @@ class Lane(Struct, eq=False):
     sent_at: int = 0  # When the last attempt left, whatever the rate was.
     next_send_at: float = 0.0
     is_loading: bool = False  # Its subscriber or rows are being read, or the read is queued.
+    next_read_at: int = 0  # After a read that failed; 0 once the subscriber was changed.
     is_deleted: bool = False  # The subscriber was deleted, and no delivery to it is pending.
     # Deliveries whose attempts were stored during the current read, which may show them as before.
     recorded_while_loading: set[str] = field(default_factory=set)
@@ -135,7 +136,7 @@ class Lane(Struct, eq=False):
     def drop_recipient(self) -> None:
         """Forget the subscriber and the waiting deliveries: their rows may have changed."""
         self.drop_waiting()
-        self.recipient, self.is_open = None, False
+        self.recipient, self.is_open, self.next_read_at = None, False, 0
 
     def drop_waiting(self) -> None:
         """Drop the waiting deliveries, and the result of a read under way."""
@@ -172,6 +173,11 @@ class Lane(Struct, eq=False):
         manual_at = min(first_at, retry_at)
         for backlog, at in zip(self.backlogs, (first_at, retry_at, manual_at), strict=True):
             backlog.next_due_at = min(backlog.next_due_at, at)
+
+    def put_off_reads(self, at: int) -> None:
+        """Read nothing before `at`, however many deliveries come: a read failed."""
+        self.next_read_at = at
+        self.expect(at, at)
 
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already or has to wait in its row."""

@@ -11,6 +11,8 @@ from service.store import reseal
 from service.store.vault import VaultError
 from tests.faults import rows
 from tests.harness import Harness, opened
+from tests.journeys.gates import attach_worker, deliveries
+from tests.logs import Console
 
 OLD, NEW = "s" * 32, "n" * 32
 
@@ -92,6 +94,30 @@ async def test_ticks_look_for_secrets_of_old_keys_once_an_hour(
         for _ in range(5):
             await world.run(1_000)
         assert [at - resealed[0] for at in resealed] == [0, 4_000_000]
+
+
+async def test_what_cannot_be_read_is_tried_each_minute_and_once_it_is_changed(
+    tmp_path: Path, console: Console
+) -> None:
+    console.configure("error")
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(event_types=["generation.submitted"])
+        await restart_with_keys(world, NEW)
+        async with attach_worker(world) as dispatcher:
+            for _ in range(3):
+                await world.generate()
+                await dispatcher.settle()
+            assert [line["event"] for line in console.lines()] == ["lane.failed"]
+            for seconds, count in ((59, 0), (1, 1)):
+                world.clock.advance(seconds)
+                await dispatcher.run_due(world.clock())
+                await dispatcher.settle()
+                assert len(console.lines()) == count
+            await world.client.post(f"/v1/subscribers/{subscriber['id']}/rotate-secret", json={})
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+        assert {each["status"] for each in await deliveries(world)} == {"delivered"}
+    assert console.lines() == []
 
 
 async def test_more_subscribers_than_a_page_are_all_resealed(tmp_path: Path) -> None:
