@@ -15,6 +15,19 @@ NULL = object()  # JSON's `null`; None means that the option is not given.
 Commands = Any  # argparse does not export the type of a group of parsers.
 
 
+class StoreOnce(argparse.Action):
+    """Keep the value of an argument; argparse itself would take the last of several unnoticed."""
+
+    is_given = False
+
+    def __call__(self, _parser: object, options: Any, value: Any, _flag: object = None) -> None:
+        """Keep the value; ArgumentError if there was one before."""
+        if self.is_given:
+            raise argparse.ArgumentError(self, "is given twice: give it once")
+        self.is_given = True
+        setattr(options, self.dest, value)
+
+
 def to_sentence(summary: str) -> str:
     """Turn the summary of a command into the first line of its help."""
     return f"{summary[0].upper()}{summary[1:]}."
