@@ -1,6 +1,7 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -171,20 +172,15 @@ def parse_limit(text: str) -> object:
 
 def parse_json_object(text: str) -> dict[str, Any]:
     """Read a JSON object, in which no object has a name twice."""
-    import json
-
     import msgspec
 
-    def check_names(pairs: list[tuple[str, Any]]) -> None:
-        twice = len(pairs) > len(dict(pairs))
-        check(not twice, "a JSON object with every name once")
+    from service.model.json_names import find_repeated
 
-    try:
+    value: Any = None
+    with contextlib.suppress(ValueError, RecursionError):  # No JSON, or nested too deeply.
         value = msgspec.json.decode(text)
-        json.loads(text, object_pairs_hook=check_names)  # msgspec keeps the last one of a name.
-    except (ValueError, RecursionError):  # No JSON, no UTF-8, or nested too deeply.
-        value = None
     check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
+    check(find_repeated(text.encode(), value) is None, "a JSON object with every name once")
     return dict(value)
 
 
