@@ -179,8 +179,8 @@ async def test_an_attempt_that_outlives_its_tick_is_recorded_by_its_session(tmp_
 async def test_all_that_may_finish_has_nine_tenths_of_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    began, timers = [], Mock()  # A real one would end this process.
-    monkeypatch.setattr(threading, "Timer", timers)
+    began, threads = [], Mock()  # A real one would end this process.
+    monkeypatch.setattr(threading, "Thread", threads)
     stop = Stop(5.0, lambda: began.append(stop.work_ends_at))
     now = asyncio.get_running_loop().time()
     stop.begin()
@@ -188,5 +188,5 @@ async def test_all_that_may_finish_has_nine_tenths_of_the_time(
     [ends_at] = began
     assert ends_at is not None
     assert 4.5 <= ends_at - now < 5.0
-    [(seconds, _)] = [each.args for each in timers.call_args_list]
-    assert seconds == 5.0
+    [(has_begun, seconds)] = [each.kwargs["args"] for each in threads.call_args_list]
+    assert (has_begun.is_set(), seconds) == (True, 5.0)
