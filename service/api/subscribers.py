@@ -166,7 +166,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes |= health.NEVER_FAILED  # The old URL has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
-        changes |= health.PROBED if old.status == "disabled" else {}
+        changes |= health.ENABLED_AGAIN if old.status == "disabled" else {}
         if fields["status"] == "disabled":
             await replay.end(tx, call.context, old.id)
     tx.after_commit(call.context.inbox.reload, old.id)

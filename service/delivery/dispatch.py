@@ -32,7 +32,7 @@ _Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
 
 class Dispatcher:
-    """Every lane of this process and the slots that they share. It is the context's Inbox."""
+    """Every lane of this process and the slots that they share; the `Lanes` of the inbox."""
 
     def __init__(self, context: Context, sender: Sender) -> None:
         self.context = context
@@ -225,9 +225,9 @@ class Dispatcher:
         if now < lane.next_read_at:
             self._wake(lane, lane.next_read_at)
         elif self.loads.add(lane):
-            self._spawn(self.loads.run(self._go_on))
+            self._spawn(self.loads.run(self._after_read))
 
-    def _go_on(self, lane: Lane) -> None:
+    def _after_read(self, lane: Lane) -> None:
         """Pump a lane that was read, or could not be."""
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
@@ -260,9 +260,9 @@ class Dispatcher:
                 now = await self._put_off(lane, due)
             else:
                 now = await self._record(lane, result, result.ended_at)
-            following = None if now is None else self._follow(lane, now)
+            following = None if now is None else self._reuse_slot(lane, now)
 
-    def _follow(self, lane: Lane, now: int) -> _Next | None:
+    def _reuse_slot(self, lane: Lane, now: int) -> _Next | None:
         """Return the next attempt for the slot of one that ended; lanes that wait come first."""
         following: _Next | None = None
         turn = lane.turn
@@ -292,9 +292,10 @@ class Dispatcher:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
-        """Store an attempt, free its slot, and return the time afterwards; None if canceled.
+        """Store an attempt, free its slot, and return the time afterwards.
 
-        None if the database fails, too: the slot stays taken, and the record is tried again later.
+        None if this task was cancelled, or if the database fails: then the slot stays taken, and
+        the record is tried again later.
         """
         due, slots = result.due, self.slots
         try:

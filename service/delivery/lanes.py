@@ -309,8 +309,8 @@ class Lane(Struct, eq=False):
         if result.record.ordered or result.due.id in self.read_again:
             # The next event of its generation may be due, or a retry that was asked for.
             self.expect(now, now)
-        elif result.verdict.due_at is not None:
-            self.expect(None, result.verdict.due_at)
+        elif result.consequence.due_at is not None:
+            self.expect(None, result.consequence.due_at)
 
     def release(self, due: DueDelivery) -> None:
         """Forget a delivery whose attempt has ended."""
