@@ -1,4 +1,4 @@
-"""Batches on PostgreSQL: how many of a unit are committed at once, and how much one may write."""
+"""Commits on PostgreSQL: batches of a unit, how much one may write, and writers that hang."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from service.model.errors import StorageBusyError
+from service.store import write_queue
 from service.store.database import Transaction
 from service.store.postgres import Database
-from service.store.postgres.database import BATCHES_MAX
+from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
 from service.store.postgres.transaction import ROWS_MAX
 from tests.store.test_postgres import database, increment, number, until
 
@@ -142,3 +144,45 @@ async def test_tenants_have_turns_by_the_rows_that_their_units_write(database: D
     await asyncio.gather(*many, *(fan.write(database, "few", 1) for _ in range(50)))
     assert fan.batches[0].count("many") == 1
     assert fan.batches[0].count("few") == 50
+
+
+async def give_up(database: Database, unit: Any, count: int) -> None:
+    """Let the callers of so many units, which hang in commits, stop waiting."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
+        writes = [database.write(unit) for _ in range(count)]
+        results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageBusyError] * count
+
+
+async def test_one_commit_that_hangs_refuses_no_write_while_other_writers_are_free(
+    database: Database,
+) -> None:
+    may_end = asyncio.Event()
+
+    async def hang(_tx: Transaction) -> None:
+        await may_end.wait()
+
+    try:
+        await give_up(database, hang, WRITERS_MAX - 1)
+        assert await database.write(increment) == 0
+        assert await database.write_problem() is None
+    finally:
+        may_end.set()
+
+
+async def test_writes_are_refused_while_every_writer_hangs(database: Database) -> None:
+    may_end = asyncio.Event()
+
+    async def hang(_tx: Transaction) -> None:
+        await may_end.wait()
+
+    try:
+        await give_up(database, hang, WRITERS_MAX)
+        with pytest.raises(StorageBusyError, match="in time"):
+            database.write(increment)
+        assert await database.write_problem() == write_queue.STALLED
+    finally:
+        may_end.set()
+    await until(lambda: not database._queue.is_stalled)
+    assert await database.write(increment) == 0

@@ -73,6 +73,7 @@ class Database(Writes):
         writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
+        self._queue.writers = writers
         self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
@@ -189,6 +190,7 @@ class Database(Writes):
                 self._full.add(unit)
                 continue
             await self._writers.acquire()
+            self._queue.begin(batch)
             task = asyncio.create_task(self._commit(batch), name="commit")
             self._commits[task] = unit
             task.add_done_callback(self._finish_commit)
