@@ -71,6 +71,7 @@ class Sweep:
     after: str = ""
     next_at: int = 0
     fold_at: int = 0
+    reseal_at: int = 0  # Other processes may go on with older keys for a while.
 
 
 async def run_due(

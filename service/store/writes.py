@@ -54,7 +54,10 @@ class Writes:
         return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write`, but never refused: retried every second until stored or closed."""
+        """Like `write`, but never refused: retried every second until stored or closed.
+
+        It is not retried once its caller was canceled.
+        """
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
@@ -127,14 +130,15 @@ class Writes:
         return [item for item in items if item not in again]
 
     def _retry(self) -> None:
-        """Put the items to retry into the queue again."""
+        """Put the items to retry into the queue again, unless their callers were canceled."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
         items, self._retried = self._retried, []
         for item in items:
-            item.error = None
-            self._queue.put(item)
+            if not item.future.cancelled():
+                item.error = None
+                self._queue.put(item)
         self._wake.set()
 
 
