@@ -14,7 +14,7 @@ from service.dashboard.visit import Visit
 from service.model.key import SCOPES
 from service.store.shards import ALL, SHARDS
 
-COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
+COUNTS = ("generations", "succeeded", "failed", "timed_out", "canceled", "credits")
 ROWS_MAX = 200  # Of the table by day; the API returns more.
 DAYS_MAX = 366  # Of the plot.
 _HELP = re.compile(r"# HELP (\w+) (.*)")

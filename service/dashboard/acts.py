@@ -19,6 +19,9 @@ class Act(NamedTuple):
     warning: the text that the reader has to confirm first.
     notice: the text of the next page. result: in its place, a template that shows the answer once.
     back: the next page, below /dashboard; `{new}` is the id of the created resource.
+    button_at: the page with the button, if it is not the one above `path`.
+    filters: the fields of the form that the next page has in its query.
+    for_operators: whether the scope `operator` suffices, as in the API.
     example: the fields of the form in the curl command that the page shows.
     """
 
@@ -32,6 +35,9 @@ class Act(NamedTuple):
     warning: str = ""
     result: str = ""
     back: str = ""
+    button_at: str = ""
+    filters: tuple[str, ...] = ()
+    for_operators: bool = False
     example: Form = MappingProxyType({})
 
     @property
@@ -40,6 +46,11 @@ class Act(NamedTuple):
         parts = self.path.split("/")
         return f"{parts[1]}.{parts[-1]}"
 
+    @property
+    def page(self) -> str:
+        """The path of the page with the button."""
+        return self.button_at or self.path.rpartition("/")[0]
+
     def call(self, id_: str, form: Form) -> ApiCall:
         """Return the call that the act makes about `id_`."""
         body = self.read(form) if self.read else None
@@ -47,8 +58,7 @@ class Act(NamedTuple):
 
     def target(self, id_: str, new_id: str) -> str:
         """Return the path of the next page."""
-        back = self.back or self.path.rpartition("/")[0]
-        return back.replace("{id}", id_).replace("{new}", new_id)
+        return (self.back or self.page).replace("{id}", id_).replace("{new}", new_id)
 
 
 def once_headers(form: Form) -> dict[str, str]:
@@ -95,7 +105,7 @@ ACTS = (
         "submit",
         "Ask upstream now",
         f"{_GENERATION}/refresh",
-        "Upstream was asked.",
+        "Upstream was asked, if it could be: the timeline has its answer.",
     ),
     Act(
         "/generations/{id}/cancel",
@@ -202,6 +212,7 @@ ACTS = (
         "The replay has begun.",
         read=_new_replay,
         back="/replays/{new}",
+        button_at="/dead-letters",
     ),
     Act(
         "/replays/{id}/cancel",
@@ -218,6 +229,7 @@ ACTS = (
         "/v1/keys",
         read=_new_key,
         result="key_created.html",
+        for_operators=True,
         example={"name": "reader", "scopes": "read"},
     ),
     Act(
@@ -228,6 +240,8 @@ ACTS = (
         "The key is revoked.",
         "DELETE",
         warning="Who uses it is refused from now on.",
-        back="/keys",
+        button_at="/keys",
+        filters=("tenant",),
+        for_operators=True,
     ),
 )

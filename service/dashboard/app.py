@@ -49,13 +49,17 @@ Submit = Callable[[Visit, Form], Awaitable[Response]]
 
 
 def build(
-    api: ASGIApp, find_key: Callable[[Context, bytes], Awaitable[Key | None]], context: Context
+    api: ASGIApp,
+    find_key: Callable[[Context, bytes], Awaitable[Key | None]],
+    read_body: Callable[[Context, Request, int], Awaitable[bytes]],
+    context: Context,
 ) -> ASGIApp:
-    """Build the pages over the API. `find_key` returns the live key with a digest."""
+    """Build the pages over the API, with what `Site` says of `find_key` and `read_body`."""
     files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
     assets = {name: _name_by_content(name) for name in STATIC}
     keys = context.settings.secret_keys
-    site = Site(api, find_key, context, Signatures(keys), WrongKeys(), _templates(), assets)
+    signatures, templates = Signatures(keys), _templates()
+    site = Site(api, find_key, read_body, context, signatures, WrongKeys(), templates, assets)
     routes = [
         _route(site, "/sign-in", entry.show_sign_in, "GET"),
         _route(site, "/sign-in", entry.sign_in, "POST"),
@@ -120,6 +124,8 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
 async def _show(page: Page, visit: Visit) -> Response:
     if visit.key is None:
         return entry.ask_to_sign_in(visit)
+    if visit.is_of_another_sign_in:
+        return visit.redirect()
     if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     return await page.show(visit)
@@ -142,11 +148,13 @@ async def _perform(act: Act, visit: Visit, form: Form) -> Response:
     id_ = visit.request.path_params.get("id", "")
     reply = await visit.send_form(act.call(id_, form), form)
     if not reply.is_success:
-        return _render_problem(visit, reply, back=act.path.rpartition("/")[0].replace("{id}", id_))
+        back = "" if reply.status == 404 else act.page.replace("{id}", id_)
+        return _render_problem(visit, reply, back=back)
     if act.result:
         return visit.render(act.result, 200, answer=reply.content, id=id_, act=act)
     new_id = reply.content["id"] if reply.content else ""
-    return visit.redirect(act.target(id_, new_id), done=act.name)
+    filters = {name: form.get(name, "") for name in act.filters}
+    return visit.redirect_after(act.name, act.target(id_, new_id), **filters)
 
 
 def _render_problem(visit: Visit, reply: Reply, back: str = "") -> Response:
@@ -182,7 +190,7 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
             status, detail = 405, "A form is sent to this address; it is no page."
             headers = error.headers or {}  # `Allow`.
         case HTTPException(status_code=status, detail=detail):
-            pass
+            headers = error.headers or {}  # Such as `Connection: close`.
         case StorageError():
             _log.error("page.not_read", path=request.scope["path"], error=str(error))
             status, detail = 503, "The database does not answer. Try again in a moment."

@@ -22,8 +22,8 @@ async def show_list(visit: Visit) -> Response:
     query: dict[str, str] = {
         name: fields[name] for name in ("status", "model", "after") if name in fields
     }
-    if "name" in fields:
-        query[f"metadata.{fields['name']}"] = fields.get("value", "")
+    if "name" in fields or "value" in fields:
+        query[f"metadata.{fields.get('name', '')}"] = fields.get("value", "")
     for field, parameter in (("from", "created_after"), ("to", "created_before")):
         if field in fields:
             query[parameter] = read_time(fields[field])

@@ -12,7 +12,9 @@ from service.model.clock import parse_rfc3339
 
 HOSTS_MAX = 40  # In one policy; files of further hosts are only linked.
 KINDS = ("image", "audio", "video")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
+_HOST = re.compile(r"[\w.-]{1,253}|[0-9a-f:.]{2,45}")
+# Of hosts, a policy may name only these: Chromium ignores a rule with an IPv6 address.
+_POLICY_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +22,8 @@ class Medium(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: `image`, `audio`, `video`, or `file` for a file that is only linked.
     url: empty if a browser should not follow it.
-    origin: scheme, host and port of the URL, for the policy of the page; empty if it has none.
+    origin: scheme, host and port of the URL, for the policy of the page; empty if none may be named
+        there: the file is only linked.
     """
 
     kind: str
@@ -39,12 +42,12 @@ def read_files(generation: Mapping[str, Any], now: int) -> list[Medium]:
 
 def _read(file: Mapping[str, Any], now: int) -> Medium:
     url, expires_at = str(file.get("url") or ""), file.get("expires_at")
-    origin = _origin_of(url)
+    is_link, origin = _origin_of(url)
     media_type = file.get("media_type") or mimetypes.guess_type(url.partition("?")[0])[0] or ""
     kind = media_type.partition("/")[0]
     return Medium(
         kind=kind if kind in KINDS else "file",
-        url=url if origin else "",
+        url=url if is_link else "",
         origin=origin,
         media_type=media_type,
         expires_at=expires_at,
@@ -52,17 +55,18 @@ def _read(file: Mapping[str, Any], now: int) -> Medium:
     )
 
 
-def _origin_of(url: str) -> str:
-    """Return the origin of a URL if the policy of a page may name it; else an empty text."""
+def _origin_of(url: str) -> tuple[bool, str]:
+    """Return whether a URL may be linked, and its origin if the policy of a page may name it."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        return ""
+        return False, ""
     if parts.scheme not in ("http", "https") or "@" in parts.netloc or not _HOST.fullmatch(host):
-        return ""
-    shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}"
+        return False, ""
+    if not _POLICY_HOST.fullmatch(host):
+        return True, ""
+    return True, f"{parts.scheme}://{host}{'' if port is None else f':{port}'}"
 
 
 def shown_origins(media: Iterable[Medium]) -> list[str]:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from service.dashboard.acts import Form
 from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
+from service.model.json_names import find_repeated
 from service.upstream import catalogue
 
 MODELS_MAX = 250  # The whole catalogue: the largest page of the API.
@@ -45,19 +46,23 @@ async def run_try(visit: Visit, form: Form) -> Response:
     if form.get("confirmed") != "yes":
         price = catalogue.credits(known, input_)
         values = {"model": model, "form": form, "call": call, "credits": price}
+        values["is_capped"] = price >= catalogue.CREDITS_MAX
         return visit.render("try_confirm.html", 200, **values)
     # With its Idempotency-Key, a second click or a form that is sent again costs nothing.
     reply = await visit.send_form(call, form)
     if reply.status == 422 and reply.content.get("errors"):
-        wrong = [(each["pointer"], each["message"]) for each in reply.content["errors"]]
+        wrong = [
+            (each["pointer"].removeprefix("/input"), each["message"])
+            for each in reply.content["errors"]
+        ]
         return _render_form(visit, model, form, wrong)
     if not reply.is_success:
         raise RefusedError(reply)
-    return visit.redirect(f"/generations/{reply.content['id']}", done="models.try")
+    return visit.redirect_after("models.try", f"/generations/{reply.content['id']}")
 
 
 def _render_form(visit: Visit, model: Table, form: Form, errors: list[tuple[str, str]]) -> Response:
-    messages = {pointer.removeprefix("/input").strip("/"): text for pointer, text in errors}
+    messages = {pointer.strip("/"): text for pointer, text in errors}
     inputs = [_input(name, schema, model) for name, schema in _properties(model)]
     names = {each["name"] for each in inputs}
     values = {
@@ -122,5 +127,8 @@ def _parse(text: str, kind: str, schema: Table) -> Any:
     if kind in ("integer", "number"):
         return int(text) if text.lstrip("-").isdigit() else float(text)
     if kind == "json":
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text)
+        if find_repeated(text.encode(), value) is not None:
+            raise ValueError("a name is given twice")
+        return value
     return text

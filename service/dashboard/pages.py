@@ -32,9 +32,7 @@ class Page(NamedTuple):
 
     def is_shown_to(self, visit: Visit) -> bool:
         """Whether the reader's key has the scope."""
-        if self.scope == "open" or visit.may(self.scope):
-            return True
-        return self.for_operators and visit.may("operator")
+        return self.scope == "open" or visit.may(self.scope, for_operators=self.for_operators)
 
 
 PAGES = (

@@ -20,6 +20,7 @@ from service.model.key import Key, Scope
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
+NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, says nothing was done.
 # Between the tries of a form that was sent twice while its first request runs: 10 s in all.
 PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
 
@@ -27,11 +28,13 @@ PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
 class Site(NamedTuple):
     """What all pages of a process share.
 
-    find_key: returns the live key with a digest. assets: paths of files by name.
+    find_key: returns the live key with a digest. read_body: returns a body of at most so many
+    bytes, HTTPException without it. assets: paths of files by name.
     """
 
     api: ASGIApp
     find_key: Callable[[Context, bytes], Awaitable[Key | None]]
+    read_body: Callable[[Context, Request, int], Awaitable[bytes]]
     context: Context
     signatures: Signatures
     wrong_keys: WrongKeys
@@ -64,11 +67,14 @@ class Visit:
         return "hx-request" in self.request.headers
 
     @property
+    def is_of_another_sign_in(self) -> bool:
+        """Whether an open page asks whose reader is not signed in any more, but somebody else."""
+        return self.request.headers.get("x-form-token", self.token) != self.token
+
+    @property
     def path(self) -> str:
-        """The path of the page, without the prefix that a server may put before it."""
-        scope = self.request.scope
-        path, prefix = str(scope["path"]), scope.get("root_path", "")
-        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+        """The path of the page, which has no root path: `service.asgi` removes that."""
+        return str(self.request.scope["path"])
 
     @property
     def token(self) -> str:
@@ -84,9 +90,19 @@ class Visit:
         """The id in the path of the page."""
         return str(self.request.path_params["id"])
 
-    def may(self, scope: Scope) -> bool:
-        """Whether the reader's key has a scope."""
-        return self.key is not None and self.key.has(scope)
+    def may(self, scope: Scope, *, for_operators: bool = False) -> bool:
+        """Whether the reader's key has a scope, or `operator` where that suffices."""
+        if self.key is None:
+            return False
+        return self.key.has(scope) or (for_operators and self.key.has("operator"))
+
+    @property
+    def done(self) -> str:
+        """The name of the act that led here a moment ago, as `redirect_after` named it."""
+        query = self.request.query_params
+        at = query.get("at", "")
+        is_new = at.isdecimal() and len(at) < 20 and 0 <= self.now - int(at) < NOTICE_MS
+        return query.get("done", "") if is_new else ""
 
     def link(self, path: str = "", /, **query: str | None) -> str:
         """Return a relative link to a page, which works behind any path prefix of a proxy."""
@@ -193,6 +209,10 @@ class Visit:
         if self.key is None:  # `with_request_ids` adds it for a key.
             headers["cache-control"] = "no-store"
         return Response(html, status, headers, "text/html; charset=utf-8")
+
+    def redirect_after(self, done: str, path: str, **query: str) -> Response:
+        """Send the browser to a page that says once what was done: an act by its name."""
+        return self.redirect(path, done=done, at=str(self.now), **query)
 
     def redirect(self, path: str = "", **query: str) -> Response:
         """Send the browser to another page; let an open page that asks for a part reload itself."""

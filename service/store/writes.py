@@ -26,6 +26,7 @@ class Writes:
         self._queue = Queue(queue_max)
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
+        self._full: set[object] = set()  # Units that wait until a commit ends, which wakes them.
         self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -93,7 +94,8 @@ class Writes:
             raise StorageError("the database is closed")
         self._queue.put(item)
         if not may_wait:
-            self._wake.set()
+            if item.unit not in self._full:
+                self._wake.set()
         elif self._wake_timer is None:
             loop = asyncio.get_running_loop()
             self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)

@@ -246,6 +246,7 @@ def test_a_wall_whose_first_picture_is_of_an_unknown_host_waits_for_the_form(
         for _ in range(3):
             one.ask_again()
         assert one.count("document") == documents, "the page was loaded anew"
+        expect(one.page.get_by_text("This page is out of date")).to_be_visible()
         assert one.page.get_by_label("Metadata name").input_value() == "order"
         one.page.get_by_label("Metadata name").fill("")
         one.page.get_by_label("Metadata name").blur()

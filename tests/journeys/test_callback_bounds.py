@@ -1,5 +1,6 @@
 """What the callbacks of one generation leave: bounded, without secrets, and the end as it came."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,28 @@ async def test_strangers_do_not_hide_the_rejected_callbacks_of_a_generation(tmp_
             assert (await world.call_back()).status_code == 401
         stored = await world.get("/v1/callbacks", generation_id=generation["id"])
         assert len(stored["data"]) == limit
+
+
+async def test_a_body_that_was_late_gives_strangers_no_new_second(tmp_path: Path) -> None:
+    signed = {"upstream_signature": "kie", "upstream_signature_secret": "s" * 32}
+
+    async def be_strange(world: Harness) -> None:
+        for _ in range(receiver.REJECTIONS_PER_SECOND + 5):
+            await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/wrong", json={})
+
+    async with opened(tmp_path, **signed) as world:
+
+        async def late() -> AsyncIterator[bytes]:
+            yield b"{"
+            world.clock.advance(10)
+            await be_strange(world)
+            yield b"}"
+
+        await world.generate()
+        assert (await world.call_back(content=late())).status_code == 401
+        await be_strange(world)
+        [row] = await rows(world, "SELECT count(*) AS count FROM callbacks WHERE tenant = ''")
+        assert row["count"] == receiver.REJECTIONS_PER_SECOND
 
 
 async def test_strangers_do_not_push_out_the_rejected_callbacks_of_a_generation(

@@ -13,6 +13,7 @@ import pytest
 from service.model.errors import StorageError
 from service.store import subscribers, writes
 from service.store.sqlite import file as file_module
+from service.store.sqlite import opening
 from service.store.sqlite.database import Database
 from service.store.sqlite.file import CHECK_SECONDS, File, LostFileError
 from service.store.sqlite.group import Transaction
@@ -175,7 +176,7 @@ def test_while_all_is_well_the_files_are_looked_at_now_and_then(tmp_path: Path) 
 
 
 async def test_a_folder_is_no_database(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=f"cannot open {tmp_path}: Is a directory"):
+    with pytest.raises(StorageError, match=f"cannot open {tmp_path}: it is no regular file"):
         await Database(str(tmp_path)).open()
 
 
@@ -183,9 +184,9 @@ def test_files_that_are_opened_or_closed_at_the_moment_are_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = ["it was deleted", "it was deleted", None]
-    monkeypatch.setattr(file_module, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(file_module, "_find_loss", lambda _: seen.pop(0))
-    assert file_module.problem_of_users("test.db") is None
+    monkeypatch.setattr(opening, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(opening, "_find_problem", lambda _: seen.pop(0))
+    assert opening.problem_before_opening("test.db") is None
     assert not seen
-    monkeypatch.setattr(file_module, "_find_loss", lambda _: "it was deleted")
-    assert file_module.problem_of_users("test.db") == "it was deleted"
+    monkeypatch.setattr(opening, "_find_problem", lambda _: "it was deleted")
+    assert opening.problem_before_opening("test.db") == "it was deleted"

@@ -1,6 +1,6 @@
 // An open page changes without moving its reader; htmx asks for the changes and puts them in place.
 // Nothing is asked while the page is hidden, or while text in the part that would change is selected.
-// No page is loaded anew under a form that is being filled in. What is focused, opened or scrolled
+// No page is loaded anew under a form that is being filled in: it says that it is out of date. What is focused, opened or scrolled
 // in a part stays so, and so does the row at the top of the window, unless that is the page's start.
 // From a question without a good answer until the next good one, the page says that it may be out of date.
 "use strict";
@@ -40,7 +40,9 @@
   });
 
   document.addEventListener("htmx:beforeOnLoad", (event) => {
-    if (event.detail.xhr.getResponseHeader("HX-Refresh") && isFilledIn()) event.preventDefault();
+    const isHeld = event.detail.xhr.getResponseHeader("HX-Refresh") && isFilledIn();
+    if (isHeld) event.preventDefault();
+    document.getElementById("held").hidden = !isHeld;
   });
 
   let answered = new Date();
