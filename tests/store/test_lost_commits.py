@@ -36,7 +36,7 @@ UNITS = [
     *("_record", "_claim_due", "record"),  # What upstream answered, and what it is sent again.
     *("store_hints", "write_proofs", "take", "expire", "plan_without_task"),
     *("record_attempts", "_record_with_health", "add", "_run_batch"),
-    *("fold_usage", "_delete_old", "_delete_unreferenced"),
+    *("fold_usage", "_delete_old", "_delete_unreferenced", "_reseal_page"),
 ]
 # Of units that only another genhook commits. One whose requests do the work shares a stored rate.
 OPTIONS: dict[str, dict[str, Any]] = {
