@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -237,6 +237,17 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     return body
 
 
+async def read_form(context: Context, request: Request, bytes_max: int) -> bytes:
+    """Return the body of a form of a page; HTTPException if it is refused."""
+    try:
+        seconds = context.settings.body_seconds
+        return await read_body(request.scope, request.receive, bytes_max, seconds)
+    except Problem as problem:
+        raise HTTPException(problem.status, problem.detail, problem.headers) from None
+    except DisconnectedError:
+        raise ClientDisconnect from None
+
+
 def _find_repeated_name(body: bytes) -> str | None:
     """Return a name that an object of a body has twice, as JSON; None for a body that is none."""
     try:
@@ -248,11 +259,10 @@ def _find_repeated_name(body: bytes) -> str | None:
 
 async def _expect_no_body(request: Request, seconds: float) -> None:
     """Problem 422 if there is a body: genhook would ignore what its client means by it."""
+    refusal = Problem(422, "invalid_request", "This operation takes no body.")
     try:
         body = await read_body(request.scope, request.receive, NO_BODY_BYTES, seconds)
-    except Problem as error:
-        if error.status != 413:
-            raise
-        body = b"more than that"
+    except Problem as problem:
+        raise (refusal if problem.status == 413 else problem) from None
     if body.strip() not in (b"", b"{}"):
-        raise Problem(422, "invalid_request", "This operation takes no body.")
+        raise refusal
