@@ -231,6 +231,8 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    if body and request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "unsupported_media_type", "Send the body without a Content-Encoding.")
     if name := await reading.read(len(body), partial(_find_repeated_name, body)):
         detail = f"An object of the body gives {name} twice: give each name once."
         raise Problem(400, "invalid_json", detail)

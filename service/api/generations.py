@@ -176,8 +176,8 @@ async def _require_live_key(tx: Transaction, call: Call) -> None:
         raise Problem(401, "unauthorized", detail, headers={"www-authenticate": "Bearer"})
 
 
-def _parse_time(text: str) -> int:
-    return parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+def _parse_time(text: str, *, round_up: bool = False) -> int:
+    return parse_rfc3339(text.replace(" ", "+"), round_up=round_up)  # A `+` in a query is a space.
 
 
 async def list_(call: Call) -> Answer:
@@ -188,7 +188,9 @@ async def list_(call: Call) -> Answer:
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
         created_after=call.query_value("created_after", _parse_time, _TIME_RULE),
-        created_before=call.query_value("created_before", _parse_time, _TIME_RULE),
+        created_before=call.query_value(
+            "created_before", partial(_parse_time, round_up=True), _TIME_RULE
+        ),
         metadata=metadata,
     )
     if errors := metadata_errors(metadata, "metadata"):

@@ -6,6 +6,8 @@ import re
 import shlex
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -102,6 +104,16 @@ def test_to_wait_and_not_to_wait_is_refused(
     line: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--no-wait" in refused(f"{line} --no-wait {option}", capsys)
+
+
+@pytest.mark.parametrize("line", ["generations list", "events get evt_1", "listen", CREATE])
+def test_with_a_closed_output_nothing_is_sent(line: str) -> None:
+    words = [*shlex.split(line), "--url", "http://127.0.0.1:1", "--key", "k"]
+    code = f"from service.cli import main; raise SystemExit(main.main({words!r}))"
+    shell = ["/bin/sh", "-c", '"$0" -c "$1" >&-', sys.executable, code]
+    ended = subprocess.run(shell, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603  our own code
+    assert ended.returncode == 1
+    assert ended.stderr == "genhook: standard output is closed: nobody would see the answer.\n"
 
 
 @pytest.mark.parametrize("line", ["backup", "demo --output", "generations save gen_1"])
