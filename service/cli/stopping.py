@@ -22,6 +22,11 @@ class Stop:
 
     def __init__(self, seconds: float, *actions: Callable[[], object]) -> None:
         self.work_ends_at: float | None = None
+        self._has_begun = threading.Event()
+        # A thread, since the loop may be what hangs, or a thread that the process waits for. It
+        # exists from the start: where no thread can be started, a process has to stop as well.
+        args = self._has_begun, max(seconds, END_SECONDS_MIN)
+        threading.Thread(target=_end_after, args=args, name="stop", daemon=True).start()
         self._seconds = seconds
         self._actions = actions
         self._signalled_at: float | None = None
@@ -40,10 +45,7 @@ class Stop:
         """Set the deadline and take the actions, once; the process ends then, whatever hangs."""
         if self.work_ends_at is not None:
             return
-        # A thread, since the loop may be what hangs, or a thread that the process waits for.
-        timer = threading.Timer(max(self._seconds, END_SECONDS_MIN), _end)
-        timer.daemon = True
-        timer.start()
+        self._has_begun.set()
         seconds = self._seconds - min(self._seconds * CLOSE_SHARE, CLOSE_SECONDS_MAX)
         self.work_ends_at = asyncio.get_running_loop().time() + seconds
         for action in self._actions:
@@ -57,8 +59,10 @@ def on_signals(stop: Stop) -> None:
         loop.add_signal_handler(number, stop.on_signal, number)
 
 
-def _end() -> None:
+def _end_after(has_begun: threading.Event, seconds: float) -> None:
     """End the process without waiting for anything: what is stored is on disk already."""
+    has_begun.wait()
+    threading.Event().wait(seconds)
     _log.error("stop.forced")
     threading.Event().wait(LOG_SECONDS)  # For the thread that writes the log.
     os._exit(1)

@@ -73,10 +73,8 @@ class Visit:
 
     @property
     def path(self) -> str:
-        """The path of the page, without the prefix that a server may put before it."""
-        scope = self.request.scope
-        path, prefix = str(scope["path"]), scope.get("root_path", "")
-        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+        """The path of the page, which has no root path: `service.asgi` removes that."""
+        return str(self.request.scope["path"])
 
     @property
     def token(self) -> str:

@@ -99,12 +99,15 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         released.set()
 
 
-def test_a_stop_that_no_signal_began_ends_by_force_too() -> None:
+def test_a_stop_that_no_signal_began_ends_by_force_where_no_thread_can_be_started() -> None:
     code = (
         "import asyncio, threading\n"
         "from service.cli.stopping import Stop\n"
+        "def fail(_): raise RuntimeError('cannot start new thread')\n"
         "async def main():\n"
-        "    Stop(0.0).begin()\n"  # As a worker that failed does.
+        "    stop = Stop(0.0)\n"
+        "    threading.Thread.start = fail\n"
+        "    stop.begin()\n"  # As a worker that failed does.
         "    threading.Event().wait()\n"
         "asyncio.run(main())\n"
     )

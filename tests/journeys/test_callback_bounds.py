@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from service.api import receiver
+from service.model.ids import new_id
 from service.store import callbacks, retention
 from service.store.database import Row
 from service.telemetry import metrics
@@ -126,30 +127,49 @@ async def test_a_callback_that_is_not_kept_is_still_a_hint(tmp_path: Path) -> No
         assert len(world.upstream.polls) == polls + 1
 
 
+async def insert(world: Harness, bodies: list[bytes], *, reports_end: bool | None) -> list[Any]:
+    """Store callbacks of the generation in one commit."""
+
+    async def store_all(tx: Any) -> list[Any]:
+        [generation] = await tx.select("SELECT id, nonce FROM generations", {})
+        arrivals = [
+            callbacks.Arrival(
+                id=new_id("cb", world.clock()),
+                upstream="apiinone",
+                received_at=0,
+                headers=[],
+                generation_id=generation["id"],
+                nonce=generation["nonce"],
+                body=body,
+                readable=True,
+                reports_end=reports_end,
+            )
+            for body in bodies
+        ]
+        return await callbacks.insert(tx, arrivals)
+
+    stored: list[Any] = await world.app.database.write(store_all)
+    return stored
+
+
 async def test_callbacks_of_one_commit_share_the_room(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
-
-        async def store_all(tx: Any) -> list[Any]:
-            [generation] = await tx.select("SELECT id, nonce FROM generations", {})
-            arrivals = [
-                callbacks.Arrival(
-                    id=f"cb_{number:032x}",
-                    upstream="apiinone",
-                    received_at=0,
-                    headers=[],
-                    generation_id=generation["id"],
-                    nonce=generation["nonce"],
-                    body=progress(number),
-                    readable=True,
-                    reports_end=False,
-                )
-                for number in range(100)
-            ]
-            return await callbacks.insert(tx, arrivals)
-
-        stored = await world.app.database.write(store_all)
+        stored = await insert(world, [progress(n) for n in range(100)], reports_end=False)
         assert [callback.is_kept for callback in stored] == [True] * 90 + [False] * 10
+
+
+async def test_the_body_of_an_end_that_comes_twice_in_one_commit_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        end = msgspec.json.encode(success_report("task1"))
+        large = [b"[" + b" " * (MEBIBYTE - len(end) // 3) + b"%d]" % n for n in range(3)]
+        await insert(world, large, reports_end=False)
+        unread = await insert(world, [end] * 2, reports_end=None)
+        assert [callback.is_kept for callback in unread] == [None] * 2
+        stored = await insert(world, [end] * 2, reports_end=True)
+        assert [callback.verdict for callback in stored] == ["accepted", "duplicate"]
+        assert [row["body"] for row in await kept(world)][3:] == [len(end), 0]
 
 
 async def test_rejected_callbacks_take_no_room(tmp_path: Path) -> None:
