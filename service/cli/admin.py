@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
 
 T = TypeVar("T")
 
-KEYS_MAX = 1_000
+KEYS_AT_ONCE = 1_000
 DEFAULT_TENANT = "default"
 
 
@@ -181,8 +181,13 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
     from service.store import pages, rows
 
     source = pages.Source(table="keys", where=[])
-    items, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
-    return [rows.decode_row(Key, row) for row in items]
+    found, page = list[Key](), pages.Page(limit=KEYS_AT_ONCE)
+    while True:
+        items, after = await pages.read(tx, source, page, {})
+        found += [rows.decode_row(Key, row) for row in items]
+        if after is None:
+            return found
+        page = pages.Page(limit=KEYS_AT_ONCE, after=after)
 
 
 async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:
