@@ -130,7 +130,7 @@ def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     numbers = {
         place
         for place, column in enumerate(zip(*rows, strict=True))
-        if all(isinstance(value, int | float) and value is not True for value in column)
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
     }
     heading, *lines = table([headings, *rows], numbers=numbers)
     if is_coloured():
