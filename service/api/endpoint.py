@@ -252,7 +252,7 @@ def _find_repeated_name(body: bytes) -> str | None:
     """Return a name that an object of a body has twice, as JSON; None for a body that is none."""
     try:
         name = find_repeated(body, msgspec.json.decode(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None  # `Call.decode` refuses it.
     return None if name is None else msgspec.json.encode(name[:64]).decode()
 
