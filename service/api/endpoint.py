@@ -20,11 +20,10 @@ from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_qu
 from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
-from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.json_names import find_repeated
-from service.model.key import KEY_PREFIX, Key
+from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
 from service.store import keys
 from service.store.database import Unit
 from service.store.vault import VaultError
@@ -154,7 +153,7 @@ _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
     id="key_admin",
     name="GENHOOK_ADMIN_KEY",
-    tenant=DEFAULT,
+    tenant=DEFAULT_TENANT,
     scopes=["admin", "operator"],
     created_at=0,
 )

@@ -13,7 +13,7 @@ from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
 from service.model.ids import new_id
-from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key, new_key
+from service.model.key import DEFAULT_TENANT, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
 T = TypeVar("T")
 
 KEYS_AT_ONCE = 1_000
-DEFAULT_TENANT = "default"
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +91,6 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         tenant=tenant,
         scopes=options.scopes,
         created_at=now,
-        last_used_at=None,
-        revoked_at=None,
     )
     secret = new_key(os.urandom)
 
