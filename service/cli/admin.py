@@ -178,12 +178,12 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
     from service.store import pages, rows
 
     source = pages.Source(table="keys", where=[])
-    found, page = list[Key](), pages.Page(limit=KEYS_AT_ONCE)
+    keys, page = list[Key](), pages.Page(limit=KEYS_AT_ONCE)
     while True:
         items, after = await pages.read(tx, source, page, {})
-        found += [rows.decode_row(Key, row) for row in items]
+        keys += [rows.decode_row(Key, row) for row in items]
         if after is None:
-            return found
+            return keys
         page = pages.Page(limit=KEYS_AT_ONCE, after=after)
 
 

@@ -240,13 +240,6 @@ def test_a_database_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> Non
     assert err == "genhook: cannot open /nowhere/genhook.db: No such file or directory.\n"
 
 
-def test_a_variable_whose_name_is_no_text_is_a_warning_and_ends_no_start(tmp_path: Path) -> None:
-    with started(tmp_path, "serve", "--port", "0", **KEYS, **{"GENHOOK_\udcff": "1"}) as running:
-        status, out, err = running.end()
-    assert (status, err) == (0, "")
-    assert r"GENHOOK_\\udcff" in out
-
-
 def test_the_worker_alone_ends_with_zero_on_a_signal(tmp_path: Path) -> None:
     with started(tmp_path, "work", ready="worker.started", **KEYS) as running:
         status, _, err = running.end()
