@@ -125,18 +125,12 @@ def _prefers_async(call: Call) -> bool:
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [
-        FieldError(f"/input/{name}", "is set by genhook")
-        for name in ("model", "callback_url")
-        if name in new.input
-    ]
-    if not re.fullmatch(MODEL_ID, new.model):
-        errors = [FieldError("/model", MODEL_ID_RULE)]
+    is_id = re.fullmatch(MODEL_ID, new.model)
+    errors = [] if is_id else [FieldError("/model", MODEL_ID_RULE)]
     errors += metadata_errors(new.metadata, "metadata")
     if too_deep := depth_errors(new.input, "/input"):
         return errors + too_deep
-    model = call.context.catalogue.get(new.model)
-    problems = catalogue.problems(model, new.input) if model is not None else ()
+    problems = catalogue.problems(call.context.catalogue.get(new.model), new.input)
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
 
 

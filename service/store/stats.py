@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
+from service.model.delivery import STATUSES
 from service.model.ids import first_id, time_of
 from service.store import rows
 from service.store.database import Row, Transaction
@@ -21,7 +22,6 @@ RETENTION_MS = DAY + SLOT_MS
 GROWTH = 1.1
 BUCKET_MAX = 150  # Longer than any attempt that the settings allow.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-STATUSES = ("pending", "delivered", "dead", "canceled")
 COUNT_MAX = 10_000
 # The oldest delivery is searched among so many due first, and due last; among fewer for many
 # subscribers, so that a read of all of them is bounded.

@@ -406,3 +406,11 @@ def test_a_signal_ends_a_demo_that_leaves_no_folder_behind(tmp_path: Path) -> No
         process.communicate(timeout=test_serve.END_SECONDS)
     assert process.returncode == -signal.SIGTERM
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_variable_whose_name_is_no_text_is_a_warning_and_ends_no_start(tmp_path: Path) -> None:
+    environ = {**test_serve.KEYS, "GENHOOK_\udcff": "1"}
+    with test_serve.started(tmp_path, "serve", "--port", "0", **environ) as running:
+        status, out, err = running.end()
+    assert (status, err) == (0, "")
+    assert r"GENHOOK_\\udcff" in out

@@ -18,6 +18,7 @@ from service.delivery.target import SendError
 from service.model import ids
 from service.model.clock import rfc3339
 from service.model.errors import StorageError
+from service.model.key import DEFAULT_TENANT
 from service.store import questions, writes
 from service.store.database import Transaction
 from service.store.item import Item
@@ -252,5 +253,5 @@ async def test_a_unit_that_writes_nothing_runs_again_if_its_commit_breaks(
     async with relayed_world(tmp_path) as (world, relay):
         breaks = [lost]
         relay.loses = lambda unit: breaks.pop() if breaks and unit == "ensure" else None
-        await world.app.database.write(tenants.ensure, world.app.context, tenants.DEFAULT)
+        await world.app.database.write(tenants.ensure, world.app.context, DEFAULT_TENANT)
         assert breaks == []
