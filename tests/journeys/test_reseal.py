@@ -72,7 +72,8 @@ async def test_what_cannot_be_read_is_tried_each_minute_and_once_it_is_changed(
                 await dispatcher.run_due(world.clock())
                 await dispatcher.settle()
                 assert len(console.lines()) == count
-            await world.client.post(f"/v1/subscribers/{subscriber['id']}/rotate-secret", json={})
+            path = f"/v1/subscribers/{subscriber['id']}/rotate-secret"
+            await world.client.post(path, json={"overlap_seconds": 0})
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
         assert {each["status"] for each in await deliveries(world)} == {"delivered"}
