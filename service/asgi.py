@@ -26,10 +26,10 @@ _log = log.get()
 
 
 class _Run(msgspec.Struct, eq=False):
-    """The service on one event loop: the tasks that start and stop it, and its open lifespans."""
+    """The service on one event loop, the task that runs it, and its open lifespans."""
 
-    start: asyncio.Task[App]
-    keeper: asyncio.Task[None] | None = None  # Cancelling it stops the service.
+    start: asyncio.Future[App]
+    keeper: asyncio.Task[None]  # Cancelling it stops the service.
     lifespans: int = 0
 
 
@@ -62,18 +62,30 @@ class Entry:
         if run is None or (run.start.done() and _has_failed(run.start)):
             for ended in [each for each in self._runs if each.is_closed()]:
                 del self._runs[ended]
-            run = self._runs[loop] = _Run(loop.create_task(self._start(), name="start"))
-        app = await asyncio.shield(run.start)
-        if run.keeper is None:
-            run.keeper = loop.create_task(_keep(app), name="service")
-        return app
+            started: asyncio.Future[App] = loop.create_future()
+            keeper = loop.create_task(self._run(started), name="service")
+            run = self._runs[loop] = _Run(started, keeper)
+        return await asyncio.shield(run.start)
 
     async def stop(self) -> None:
         """Stop the service of this event loop, if it was started."""
         run = self._runs.pop(asyncio.get_running_loop(), None)
-        if run is not None and run.keeper is not None:
+        if run is not None:
             run.keeper.cancel()
             await asyncio.wait([run.keeper])
+
+    async def _run(self, started: asyncio.Future[App]) -> None:
+        """Start the service, and keep it whatever becomes of the request that came first."""
+        try:
+            app = await self._start()
+        except asyncio.CancelledError:
+            started.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  for all who wait for the start
+            started.set_exception(error)
+            return
+        started.set_result(app)
+        await _keep(app)
 
     async def _start(self) -> App:
         if not self._has_log:
@@ -114,8 +126,8 @@ def _without_root_path(scope: Scope) -> Scope:
     return {**scope, "path": path[len(prefix) :], "root_path": ""}
 
 
-def _has_failed(task: asyncio.Task[App]) -> bool:
-    return task.cancelled() or task.exception() is not None
+def _has_failed(start: asyncio.Future[App]) -> bool:
+    return start.cancelled() or start.exception() is not None
 
 
 def _cut_secrets(redactor: Redactor, record: logging.LogRecord) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from service.app import App
 from service.model.errors import StorageError
 from service.store.sqlite.database import Database
 from tests.cli.test_serve import ADMIN_KEY, END_SECONDS, KEYS, surroundings
@@ -171,6 +172,33 @@ def test_a_loop_that_ends_without_a_shutdown_stops_it(app: "Entry") -> None:
 
     assert asyncio.run(serve())
     assert asyncio.run(serve())
+
+
+async def write(app: App) -> None:
+    await app.database.write(None)
+
+
+@pytest.mark.parametrize("edge", ["during the start", "after it"])
+def test_a_loop_that_ends_stops_what_a_request_began_that_was_cancelled(
+    app: "Entry", edge: str
+) -> None:
+    async def serve() -> Any:
+        request = asyncio.create_task(status(app))
+        while not app._runs:  # noqa: ASYNC110  a test
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        [run] = app._runs.values()
+        request.cancel()
+        await asyncio.wait([request])
+        if edge == "after it":
+            await run.start
+        return run.start
+
+    start = asyncio.run(serve())
+    if edge == "after it":
+        with pytest.raises(StorageError, match="closed"):
+            asyncio.run(write(start.result()))
+    else:
+        assert start.cancelled()
 
 
 def mounted_by_a_server(app: "Entry", path: str) -> httpx.ASGITransport:
