@@ -42,13 +42,15 @@ def rotate_sealed(
     """Return the rotated secrets of an owner, plain and sealed.
 
     rotation: the new secret, and the overlap in seconds. kind: the options of
-    `signing.new_secrets`. It replaces secrets that cannot be decrypted because their secret key was
-    lost: nobody can sign with them any more.
+    `signing.new_secrets`. Secrets whose secret key was lost are replaced, but only without an
+    overlap; VaultError otherwise: another process may have the key, and sign with them.
     """
     vault = call.context.vault
     try:
         secrets = signing.unseal(vault, sealed, owner_id).rotated(*rotation, now)
     except VaultError:
+        if rotation[1]:
+            raise
         fresh = signing.new_secrets(call.context.random_bytes, **kind)
         secrets = msgspec.structs.replace(fresh, current=rotation[0])
     return secrets, signing.seal(vault, secrets, owner_id)
