@@ -254,7 +254,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
 
     monkeypatch.setattr(Worker, "run", fail)
     monkeypatch.setattr(server, "on_signals", lambda *_: None)
-    monkeypatch.setattr(stopping, "_end", lambda: None)  # It ends the process.
+    monkeypatch.setattr(stopping, "_end_after", lambda *_: None)  # It ends the process.
     sock = server.bind("127.0.0.1", 0)
     assert await server.serve(App(settings(tmp_path)), sock, None) == 1
     assert await server.work(App(settings(tmp_path)), None) == 1
