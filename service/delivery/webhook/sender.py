@@ -62,7 +62,7 @@ class WebhookSender:
         A request is written a second time only if it went out on a reused connection that the
         receiver may have closed before: it ended soon, without one byte of an answer.
         """
-        request = encode_request(target, headers, body)
+        request = self._encode(target, headers, body)
         began = self._loop.time()
         ends_at = began + deadline_seconds
         connection = self._take_idle(target.origin)
@@ -88,6 +88,9 @@ class WebhookSender:
             connection.fail(SenderClosed())
         if self._open:
             await self._closed.wait()
+
+    def _encode(self, target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
+        return encode_request(target, headers, body)
 
     async def _exchange(self, connection: Connection, request: bytes, ends_at: float) -> Answer:
         waiter: asyncio.Future[Answer] = self._loop.create_future()
@@ -155,13 +158,7 @@ class WebhookSender:
         connection = Connection(target.origin, self._remove)
         self._open.add(connection)
         try:
-            await self._loop.create_connection(
-                lambda: connection,
-                ip,
-                target.port,
-                ssl=self._ssl_context if target.tls else None,
-                server_hostname=target.host if target.tls else None,
-            )
+            await self._open_transport(connection, ip, target)
         except BaseException:
             connection.abort()
             self._remove(connection)
@@ -173,6 +170,15 @@ class WebhookSender:
             connection.abort()
             raise SendError("connection_closed", "The connection was closed before its use.")
         return connection
+
+    async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
+        await self._loop.create_connection(
+            lambda: connection,
+            ip,
+            target.port,
+            ssl=self._ssl_context if target.tls else None,
+            server_hostname=target.host if target.tls else None,
+        )
 
     async def _take_place(self) -> None:
         """Wait for a place; if all are taken, close the connection that is idle for longest."""
