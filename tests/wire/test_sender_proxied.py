@@ -187,15 +187,16 @@ async def test_an_https_receiver_is_reached_through_a_tunnel_and_verified(
     *, proxy_speaks_tls: bool
 ) -> None:
     authority = trustme.CA()
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("receiver.test", "127.0.0.1").configure_cert(server)
+    server, own = (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2))
+    authority.issue_cert("receiver.test").configure_cert(server)
+    authority.issue_cert("127.0.0.1").configure_cert(own)
     context = tls_context()
     authority.configure_trust(context)
     other = tls_context()
     trustme.CA().configure_trust(other)
     async with (
         receiving(always(OK), tls=server, name="receiver.test") as receiver,
-        receiving(tunnel_to(receiver), tls=server if proxy_speaks_tls else None) as proxy,
+        receiving(tunnel_to(receiver), tls=own if proxy_speaks_tls else None) as proxy,
     ):
         async with through(proxy, context) as sender:
             for _ in range(3):
