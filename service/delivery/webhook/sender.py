@@ -202,13 +202,12 @@ class WebhookSender:
         return None
 
     def _put_back(self, connection: Connection) -> None:
-        idle = self._idle.setdefault(connection.origin, [])
-        full = len(idle) >= self._idle_per_origin
+        full = len(self._idle.get(connection.origin, ())) >= self._idle_per_origin
         if full or self._waiting or self._closed or not connection.is_usable():
             connection.abort()
             return
         connection.idle_since = self._loop.time()
-        idle.append(connection)
+        self._idle.setdefault(connection.origin, []).append(connection)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self._idle_seconds, self._sweep)
 
