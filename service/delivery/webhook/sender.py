@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from service.delivery.target import Answer, SenderClosed, SendError, Target
 from service.delivery.webhook import egress
-from service.delivery.webhook.connection import Connection, tls_context
+from service.delivery.webhook.connection import Connection, tls_context, tls_reason
 from service.delivery.webhook.lookups import Addresses, Lookup, Lookups
 from service.delivery.webhook.request import encode_request
 
@@ -245,6 +245,10 @@ def _connect_error(error: OSError, target: Target) -> SendError:
             return SendError("tls_failed", f"The certificate was refused: {error.verify_message}")
         case ConnectionRefusedError():
             return SendError("connect_refused", f"{target.host} refused the connection.")
-        case ssl.SSLError() | ConnectionError() if target.tls:
-            return SendError("tls_failed", f"{target.host} did not complete the TLS handshake.")
+        case ssl.SSLError() if target.tls:
+            reason = tls_reason(error)
+            message = f"{target.host} did not complete the TLS handshake: {reason}."
+            return SendError("tls_failed", message)
+        case ConnectionError() if target.tls:
+            return SendError("tls_failed", f"{target.host} broke the TLS handshake off.")
     return SendError("connect_failed", f"{target.host} could not be connected to.")
