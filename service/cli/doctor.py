@@ -152,12 +152,12 @@ def _sqlite(version: tuple[int, int, int]) -> Finding:
 
 
 def _database(settings: Settings, now: int) -> Iterator[Finding]:
-    from service.store.sqlite.file import problem_of_users
+    from service.store.sqlite.opening import problem_before_opening
 
-    path = Path(settings.database_path).resolve()
+    path = Path(os.path.realpath(settings.database_path))  # Also if the links have no end.
     yield _disk(path.parent)
-    if problem := problem_of_users(str(path)):  # To open it now could do more harm.
-        yield Finding("fail", "database", f"{problem}.")
+    if problem := problem_before_opening(settings.database_path):  # It could do more harm.
+        yield Finding("fail", "database", f"{path} cannot be used: {problem}.")
         return
     if not path.exists():
         yield Finding(

@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._outgoing = Outgoing(transport, self.loop, self._close)
-        self._reader = Reader(transport, self._seconds["body"], self._slow_readers)
+        self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
         if len(self.connections) > self._connections_max:
             self._refuse(503)
         self._watch()

@@ -13,6 +13,7 @@ from service.settings import (
     read_settings,
     read_variable,
 )
+from service.store.sqlite.opening import problem_before_opening
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 THROWAWAY = ("GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY")
@@ -50,13 +51,17 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def settings_of_existing() -> Settings:
-    """Read the settings of the environment; CommandError if their database does not exist.
+    """Read the settings of the environment; CommandError if their database cannot be opened.
 
     Commands that only read or clean up create no database: a missing one means a mistyped name.
     """
     settings = read_settings()
+    if settings.is_postgres:
+        return settings
     path = Path(settings.database_path).absolute()
-    if not (settings.is_postgres or path.exists()):
+    if problem := problem_before_opening(str(path)):
+        raise CommandError(f"cannot open {path}: {problem}")
+    if not path.exists():
         raise CommandError(
             f"there is no database at {path}: check GENHOOK_DATABASE_URL, "
             "or create one with `genhook migrate`."

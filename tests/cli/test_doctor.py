@@ -2,11 +2,8 @@
 
 import json
 import shlex
-import shutil
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -238,51 +235,6 @@ def test_the_doctor_finds_an_index_that_lacks_rows(
     connection.commit()
     connection.close()
     assert levels_of()(monkeypatch)["database"] == {"fail"}
-
-
-@pytest.fixture
-def user(database: Path) -> Iterator[Path]:
-    """The path of a database that another process uses."""
-    run("keys create --name x --scopes read")
-    code = (
-        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
-        "connection.execute('SELECT * FROM keys').fetchall(); print(flush=True); sys.stdin.read()"
-    )
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", code, str(database)]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:  # noqa: S603  our own code
-        assert process.stdout
-        process.stdout.readline()
-        yield database
-        process.communicate()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of locks like this")
-@pytest.mark.parametrize(
-    ("do", "reason"),
-    [
-        (Path.unlink, "was deleted or replaced while"),
-        (lambda path: Path(shutil.copy(path, f"{path}-")).rename(path), "replaced"),
-        (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted or replaced while"),
-        (lambda path: Path(f"{path}-shm").unlink(), "-shm was deleted or replaced while"),
-    ],
-    ids=["deleted", "replaced", "log deleted", "index deleted"],
-)
-def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_what_is_left(
-    do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("doctor")
-    assert "intact" in capsys.readouterr().out
-    do(user)
-    files = sorted(user.parent.iterdir())
-    assert run("doctor") == 1
-    assert reason in capsys.readouterr().out
-    for line in ("keys create --name y --scopes read", "migrate", "tick", "serve --port 0"):
-        assert run(line) == 1
-        assert reason in capsys.readouterr().err
-    assert run(f"backup {user}-copy") == 1
-    assert reason in capsys.readouterr().err or not user.exists()
-    assert sorted(user.parent.iterdir()) == files
 
 
 @pytest.mark.usefixtures("database")

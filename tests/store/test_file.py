@@ -1,6 +1,7 @@
 """The file of an open database: what is stored is refused once it would be lost."""
 
 import asyncio
+import errno
 import os
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ import pytest
 from service.model.errors import StorageError
 from service.store import subscribers, writes
 from service.store.sqlite import file as file_module
+from service.store.sqlite import opening
 from service.store.sqlite.database import Database
 from service.store.sqlite.file import CHECK_SECONDS, File, LostFileError
 from service.store.sqlite.group import Transaction
@@ -124,6 +126,27 @@ async def test_a_file_that_a_checkpoint_filled_up_again_is_still_a_damaged_one(
         await database.write(bump)
 
 
+@pytest.mark.parametrize("call", ["fstat", "pread"])
+async def test_a_file_that_cannot_be_looked_at_for_a_while_is_a_failing_disk(
+    database: Database, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = await database.read(subscribers.get_revision)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        always = asyncio.ensure_future(database.write_always(bump))
+        with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+            await database.write(bump)
+        assert "cannot be read" in (await database.schema_problem() or "")
+        await database._run_checkpoint()
+    assert database._checkpoint_timer is None, "no checkpoint is planned any more"
+    async with asyncio.timeout(60):
+        await always
+    assert await database.read(subscribers.get_revision) == before + 1
+
+
 async def test_damage_that_a_reader_meets_is_told_and_others_are_still_stored(
     database: Database,
 ) -> None:
@@ -153,7 +176,7 @@ def test_while_all_is_well_the_files_are_looked_at_now_and_then(tmp_path: Path) 
 
 
 async def test_a_folder_is_no_database(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=f"cannot open {tmp_path}: Is a directory"):
+    with pytest.raises(StorageError, match=f"cannot open {tmp_path}: it is no regular file"):
         await Database(str(tmp_path)).open()
 
 
@@ -161,9 +184,9 @@ def test_files_that_are_opened_or_closed_at_the_moment_are_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = ["it was deleted", "it was deleted", None]
-    monkeypatch.setattr(file_module, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(file_module, "_find_loss", lambda _: seen.pop(0))
-    assert file_module.problem_of_users("test.db") is None
+    monkeypatch.setattr(opening, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(opening, "_find_problem", lambda _: seen.pop(0))
+    assert opening.problem_before_opening("test.db") is None
     assert not seen
-    monkeypatch.setattr(file_module, "_find_loss", lambda _: "it was deleted")
-    assert file_module.problem_of_users("test.db") == "it was deleted"
+    monkeypatch.setattr(opening, "_find_problem", lambda _: "it was deleted")
+    assert opening.problem_before_opening("test.db") == "it was deleted"

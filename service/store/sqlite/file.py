@@ -5,32 +5,24 @@ overwritten meanwhile (https://sqlite.org/howtocorrupt.html): commits succeed, a
 process. So `File.check` refuses them.
 """
 
-import fcntl
 import math
 import os
 import sqlite3
-import sys
-import time
 from pathlib import Path
 
 from service.model.errors import StorageError
-from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
+from service.store.sqlite.opening import RESTORE, problem_before_opening
 
 CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
 _MAGIC = b"SQLite format 3\0"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # Primary result codes.
 _RESTART = "restart genhook"
-_STOP = "stop that process first, and open the database with nothing else until then"
-_LOST = "{} was deleted or replaced while a process uses it: {}"
-_RESTORE = "stop genhook, and put the file back or restore a backup"
-# Bytes that SQLite locks in each file while a process has it open (os_unix.c).
-_SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
-_INDEX_BYTE = 128
-_LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as lost.
 
 
 class LostFileError(sqlite3.OperationalError):
     """A file is not the one that was opened, so a commit would be lost."""
+
+    sqlite_errorcode = sqlite3.SQLITE_IOERR
 
 
 class File:
@@ -50,22 +42,17 @@ class File:
 
     def open(self) -> None:
         """Open the file, which is created if there is none. StorageError if that fails."""
-        if problem := problem_of_users(os.path.realpath(self.path)):
+        if problem := problem_before_opening(self.path):
             raise StorageError(f"cannot open {self.path}: {problem}")
         try:
             self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            status = os.fstat(self.descriptor)
         except OSError as error:
-            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
-        # SQLite names the log after the file. Two processes that use two names would write two
-        # logs, and destroy the database (howtocorrupt.html, "Multiple links to the same file").
-        names = os.fstat(self.descriptor).st_nlink
-        if names > 1:
             self.close()
-            raise StorageError(
-                f"cannot open {self.path}: it has {names} names (hard links); remove all but one"
-            )
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        self._identities = {self.path: (status.st_dev, status.st_ino)}
 
     def close(self) -> None:
         """Close the descriptor, which ends the locks on it."""
@@ -75,10 +62,8 @@ class File:
 
     def watch(self) -> None:
         """Watch the files that SQLite has opened now."""
-        status = os.fstat(self.descriptor)
         beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
-        self._identities = {path: _identify(path) for path in beside}
-        self._identities[self.path] = (status.st_dev, status.st_ino)
+        self._identities |= {path: _identify(path) for path in beside}
 
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
@@ -96,12 +81,15 @@ class File:
         self._well_at = -math.inf
         for path, identity in self._identities.items():
             if identity and _identify(path) != identity:
-                advice = _RESTORE if path == self.path else _RESTART
+                advice = RESTORE if path == self.path else _RESTART
                 return f"the file {path} was deleted or replaced: {advice}"
         # A checkpoint may bring a cut file back to its size, so the cut is remembered.
-        self._is_cut = self._is_cut or self._was_cut()
+        try:
+            self._is_cut = self._is_cut or self._was_cut()
+        except OSError as error:
+            return f"the file {self.path} cannot be read: {error.strerror}"
         if self._is_cut:
-            return f"the file {self.path} was cut short or overwritten: {_RESTORE}"
+            return f"the file {self.path} was cut short or overwritten: {RESTORE}"
         return None
 
     def _was_cut(self) -> bool:
@@ -121,40 +109,3 @@ def _identify(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def problem_of_users(path: str) -> str | None:
-    """Return which file was deleted or replaced while another process uses it, or None.
-
-    To open the database then may destroy it. Call this only while the process has no connection to
-    it: it closes a descriptor, which drops the connections' locks. path: without symbolic links.
-    """
-    problem = _find_loss(path)
-    for _ in range(_LOOKS if problem else 0):
-        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens them looks the same
-        problem = problem and _find_loss(path)
-    return problem
-
-
-def _find_loss(path: str) -> str | None:
-    index, log = f"{path}-shm", f"{path}-wal"
-    lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
-    if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
-        is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
-        return _LOST.format(index, _STOP) if is_lost else None
-    if lock == fcntl.F_UNLCK:
-        return _LOST.format(path, _RESTORE)
-    return None if Path(log).exists() else _LOST.format(log, _STOP)
-
-
-def _find_lock(path: str, first: int, count: int) -> int:
-    """Return the kind of another process's lock on these bytes; F_UNLCK if none, or not Linux."""
-    if not IS_LINUX:
-        return fcntl.F_UNLCK
-    lock = pack_lock(fcntl.F_WRLCK, first, count)
-    try:
-        with Path(path).open("rb") as file:
-            other = fcntl.fcntl(file, fcntl.F_GETLK, lock)
-    except OSError:
-        return fcntl.F_UNLCK
-    return int.from_bytes(other[:2], sys.byteorder)

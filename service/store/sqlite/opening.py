@@ -1,0 +1,106 @@
+"""What is looked at before a database is opened, since SQLite itself does not.
+
+To open a file that another process has lost, or the log of one that is gone, may destroy the
+database (https://sqlite.org/howtocorrupt.html).
+"""
+
+import fcntl
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
+
+MAGIC = b"SQLite format 3\0"
+RESTORE = "stop genhook, and put the file back or restore a backup"
+_CUT = f"it was cut short or overwritten: {RESTORE}"
+_STOP = "stop that process first, and open the database with nothing else until then"
+_LOST = "{} was deleted or replaced while a process uses it: {}"
+# Bytes that SQLite locks in each file while a process has it open (os_unix.c).
+_SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
+_INDEX_BYTE = 128
+_LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as lost.
+
+
+def problem_before_opening(path: str) -> str | None:
+    """Return why nobody may open the database at `path` now, or None. A missing file is none.
+
+    Call this only while the process has no connection to it: it closes a descriptor, which drops
+    the connections' locks.
+    """
+    path = os.path.realpath(path)
+    problem = _find_problem(path)
+    for _ in range(_LOOKS if problem else 0):
+        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens them looks the same
+        problem = problem and _find_problem(path)
+    return problem
+
+
+def _find_problem(path: str) -> str | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116  as in file.py
+    except FileNotFoundError:
+        return _find_loss(path)
+    except OSError as error:
+        return error.strerror
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"  # To open a FIFO would wait for a writer.
+    # SQLite names the log after the file. Two processes that use two names would write two logs,
+    # and destroy the database (howtocorrupt.html, "Multiple links to the same file").
+    if status.st_nlink > 1:
+        return f"it has {status.st_nlink} names (hard links); remove all but one"
+    return _find_loss(path)
+
+
+def _find_loss(path: str) -> str | None:
+    index, log = f"{path}-shm", f"{path}-wal"
+    lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
+    if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
+        is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
+        return _LOST.format(index, _STOP) if is_lost else _find_emptiness(path, log)
+    if lock == fcntl.F_UNLCK:
+        return _LOST.format("it", RESTORE)
+    if not Path(log).exists():
+        return _LOST.format(log, _STOP)
+    return None if _has_magic(path) else _CUT
+
+
+def _find_emptiness(path: str, log: str) -> str | None:
+    """Return a problem if the file is empty or missing, but its log is not.
+
+    SQLite would delete the log. A new file is never empty by the time that it gets one.
+    """
+    if not _size_of(path) and _size_of(log):
+        return f"it is empty or missing, but {log} is not: {RESTORE}; to begin anew, move that away"
+    return None
+
+
+def _size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def _has_magic(path: str) -> bool:
+    """Whether a file begins as a database. If it cannot be read, SQLite says why."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return True
+
+
+def _find_lock(path: str, first: int, count: int) -> int:
+    """Return the kind of another process's lock on these bytes; F_UNLCK if none, or not Linux."""
+    if not IS_LINUX:
+        return fcntl.F_UNLCK
+    lock = pack_lock(fcntl.F_WRLCK, first, count)
+    try:
+        with Path(path).open("rb") as file:
+            other = fcntl.fcntl(file, fcntl.F_GETLK, lock)
+    except OSError:
+        return fcntl.F_UNLCK
+    return int.from_bytes(other[:2], sys.byteorder)

@@ -1,0 +1,154 @@
+"""Databases that nobody may open: every command refuses them with a reason, and changes nothing."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_doctor import run
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+COMMANDS = (
+    "keys create --name y --scopes read",
+    "keys list --offline",
+    "migrate",
+    "tick",
+    "serve --port 0",
+    "backup copy",
+)
+
+
+@pytest.fixture(autouse=True)
+def _folder(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command works in the folder of the database."""
+    monkeypatch.chdir(database.parent)
+
+
+def check_refused(path: Path, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command names the reason, and leaves all files in the folder as they are."""
+    before = files_of(path)
+    capsys.readouterr()
+    assert run("doctor") == 1
+    findings = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("fail  database") and reason in line for line in findings)
+    for line in COMMANDS:
+        assert run(line) == 1, line
+        assert reason in capsys.readouterr().err, line
+    assert files_of(path) == before
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """The files in the folder of the database, with their content, but for that of `-shm`."""
+    return {
+        each.name: each.read_bytes() if each.is_file() and each.suffix != ".db-shm" else b""
+        for each in path.parent.iterdir()
+    }
+
+
+def put_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_endless_links(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def put_second_name(path: Path) -> None:
+    run("migrate")
+    os.link(path, path.with_name("other.db"))
+
+
+@pytest.mark.timeout(30)  # To open a FIFO would wait for ever.
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [
+        (put_fifo, "it is no regular file"),
+        (put_folder, "it is no regular file"),
+        (put_endless_links, "Too many levels of symbolic links"),
+        (put_second_name, "it has 2 names (hard links); remove all but one"),
+    ],
+)
+def test_what_is_at_the_path_is_looked_at_before_it_is_opened(
+    put: Callable[[Path], None],
+    reason: str,
+    database: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put(database)
+    check_refused(database, reason, capsys)
+
+
+@pytest.mark.parametrize("do", [lambda path: os.truncate(path, 0), Path.unlink])
+def test_a_log_without_its_database_is_left_alone(
+    do: Callable[[Path], None], database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("keys create --name x --scopes read")
+    log = Path(f"{database}-wal")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE spare (id INTEGER)")
+        commits = log.read_bytes()
+    log.write_bytes(commits)  # As after `kill -9`; the end of the connection has deleted it.
+    run("doctor")
+    assert "intact" in capsys.readouterr().out
+    log.write_bytes(commits)
+    do(database)
+    check_refused(database, f"it is empty or missing, but {log} is not: stop genhook", capsys)
+    log.rename(f"{log}-away")
+    assert run("migrate") == 0
+
+
+@pytest.fixture
+def user(database: Path) -> Iterator[Path]:
+    """The path of a database that another process uses."""
+    run("keys create --name x --scopes read")
+    code = (
+        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
+        "connection.execute('SELECT * FROM keys').fetchall(); print(flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(database)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:  # noqa: S603  our own code
+        assert process.stdout
+        process.stdout.readline()
+        yield database
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of locks like this")
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        (Path.unlink, "was deleted or replaced while"),
+        (lambda path: Path(shutil.copy(path, f"{path}-")).rename(path), "replaced"),
+        (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted or replaced while"),
+        (lambda path: Path(f"{path}-shm").unlink(), "-shm was deleted or replaced while"),
+        (lambda path: os.truncate(path, 0), "it was cut short or overwritten: stop genhook"),
+        (lambda path: path.write_bytes(b"a diary" * 2_000), "it was cut short or overwritten"),
+    ],
+    ids=["deleted", "replaced", "log deleted", "index deleted", "emptied", "overwritten"],
+)
+def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_what_is_left(
+    do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("doctor")
+    assert "intact" in capsys.readouterr().out
+    do(user)
+    files = sorted(user.parent.iterdir())
+    assert run("doctor") == 1
+    assert reason in capsys.readouterr().out
+    for line in ("keys create --name y --scopes read", "migrate", "tick", "serve --port 0"):
+        assert run(line) == 1
+        assert reason in capsys.readouterr().err
+    assert run(f"backup {user}-copy") == 1
+    assert reason in capsys.readouterr().err or not user.exists()
+    assert sorted(user.parent.iterdir()) == files
