@@ -289,7 +289,12 @@ def test_any_text_is_either_refused_or_a_url_in_plain_ascii(text: str) -> None:
         if refuse_url(url, CLOSED) is None:
             target = parse_target(url)
             assert target.url.isascii()
-            assert not set(target.url) & set(" \r\n\t\\#@\0")
+            assert not set(target.url) & set(" \r\n\t\\#\0")
+            assert "@" not in target.origin  # A path may have it.
+
+
+def test_a_path_may_have_an_at_sign() -> None:
+    assert refuse_url("https://example.com/@me", CLOSED) is None
 
 
 def test_a_url_is_taken_apart_and_encoded() -> None:
