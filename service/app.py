@@ -21,6 +21,7 @@ from service.delivery.webhook.proxy import ProxiedSender
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
 from service.model.errors import SettingsError, StorageError
+from service.model.key import DEFAULT_TENANT
 from service.settings import VARIABLES, Settings, unknown_variables
 from service.store.database import Ownership
 from service.store.sqlite.database import Database
@@ -150,7 +151,7 @@ class App:
             if has_worker:
                 self._check_connection()
             await self.database.migrate()
-            await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
+            await self.database.write(tenants.ensure, self.context, DEFAULT_TENANT)
             sender = self._sender or _sender(self.settings)
             self.worker = Worker(self.context, self._ownership, sender)
         except BaseException:

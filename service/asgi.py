@@ -1,7 +1,7 @@
 """`service.asgi:app`: the service for any ASGI server, as `uvicorn service.asgi:app` runs it.
 
 It starts with the server's lifespan. Under a server without one it starts with the first request,
-and stops as the server's event loop ends.
+and stops as the server's event loop ends. If that cancels no tasks, it ends as in a crash.
 """
 
 import asyncio
@@ -143,7 +143,7 @@ async def _keep(app: App) -> None:
         await asyncio.get_running_loop().create_future()
     except asyncio.CancelledError:
         # The end of the loop cancels the tasks of the service, too, and with them its first try to
-        # close the database; without closing it, threads would keep the process from ending.
+        # close the database; without closing it, its threads would keep the right to work.
         with contextlib.suppress(asyncio.CancelledError):
             await app.stop()
         await app.database.close()

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import msgspec
 from mangum import Mangum
 from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from mangum.types import LambdaContext
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.api import asgi
 from service.api.problem import Problem, unavailable
@@ -67,7 +68,8 @@ class Function:
         fields = event if isinstance(event, dict) else {}
         if fields.get("detail-type") == SCHEDULED:
             return self._loop.run_until_complete(self._tick(context))
-        if "requestContext" not in fields:
+        request = fields.get("requestContext")
+        if not isinstance(request, dict) or not ("httpMethod" in fields or "http" in request):
             raise ValueError(OTHER_EVENT)
         answer: dict[str, Any] = self._http(_with_body(event), context)
         return answer
@@ -91,6 +93,8 @@ class Function:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and wait for the submissions in flight."""
+        if scope["method"] == "HEAD":  # Mangum sends the body of the answer, as no server does.
+            send = partial(_send_without_body, send)
         if scope["aws.event"]["body"] is None:
             await asgi.refuse(scope, send, Problem(400, "invalid_json", BAD_BODY), now_ms())
             return
@@ -102,6 +106,10 @@ class Function:
             return
         await app(scope, receive, send)
         await _wait_for(app.worker.submitter.in_flight.values(), scope["aws.context"])
+
+
+async def _send_without_body(send: Send, message: Message) -> None:
+    await send({**message, "body": b""} if "body" in message else message)
 
 
 def _with_body(event: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Programs that tests run and pip does not install: nginx, Chromium, PgBouncer, Go and others."""
+"""Programs that tests run and pip does not install: nginx, Caddy, PgBouncer, Go and others."""
 
 import os
 import shutil

@@ -116,7 +116,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             errors = field_errors(str(error), self._document(), type_)
             detail = "The request has wrong fields."
             raise Problem(422, "invalid_request", detail, errors) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
 
     def _document(self) -> Any:
@@ -124,7 +124,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             is_small = len(self.body) <= EXPLAINED_BYTES_MAX
             return msgspec.json.decode(self.body) if is_small else None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return None
 
     def page(self, prefix: str) -> Page:

@@ -26,7 +26,8 @@ METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
 METADATA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 METADATA_RULE = (
-    "needs a name of 1 to 64 characters of [A-Za-z0-9_.-], and a value of at most 500 characters"
+    "needs a name of 1 to 64 characters of [A-Za-z0-9_.-], "
+    f"and a value of at most {METADATA_VALUE_MAX} characters"
 )
 FILTER_MODELS_MAX = 100
 INPUT_DEPTH_MAX = 64

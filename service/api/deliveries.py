@@ -3,15 +3,15 @@
 from service.api.call import Answer, Call, answer, answer_page
 from service.api.problem import Problem, require, subscriber_disabled
 from service.model.attempt import Attempt
-from service.model.delivery import Delivery
+from service.model.delivery import STATUSES, Delivery
 from service.model.subscriber import Subscriber
-from service.store import deliveries, rows, stats
+from service.store import deliveries, rows
 from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    status = call.query_choice("status", stats.STATUSES)
+    status = call.query_choice("status", STATUSES)
     prefixes = {"subscriber_id": "sub", "event_id": "evt", "generation_id": "gen"}
     ids = {name: call.query_id(name, prefix) for name, prefix in prefixes.items()}
     only = deliveries.Filter(status=status, **ids)

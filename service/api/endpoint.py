@@ -20,11 +20,10 @@ from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_qu
 from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
-from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.json_names import find_repeated
-from service.model.key import KEY_PREFIX, Key
+from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
 from service.store import keys
 from service.store.database import Unit
 from service.store.vault import VaultError
@@ -154,7 +153,7 @@ _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
     id="key_admin",
     name="GENHOOK_ADMIN_KEY",
-    tenant=DEFAULT,
+    tenant=DEFAULT_TENANT,
     scopes=["admin", "operator"],
     created_at=0,
 )
@@ -231,6 +230,8 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    if body and request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "unsupported_media_type", "Send the body without a Content-Encoding.")
     if name := await reading.read(len(body), partial(_find_repeated_name, body)):
         detail = f"An object of the body gives {name} twice: give each name once."
         raise Problem(400, "invalid_json", detail)
@@ -252,7 +253,7 @@ def _find_repeated_name(body: bytes) -> str | None:
     """Return a name that an object of a body has twice, as JSON; None for a body that is none."""
     try:
         name = find_repeated(body, msgspec.json.decode(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None  # `Call.decode` refuses it.
     return None if name is None else msgspec.json.encode(name[:64]).decode()
 

@@ -125,18 +125,12 @@ def _prefers_async(call: Call) -> bool:
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [
-        FieldError(f"/input/{name}", "is set by genhook")
-        for name in ("model", "callback_url")
-        if name in new.input
-    ]
-    if not re.fullmatch(MODEL_ID, new.model):
-        errors = [FieldError("/model", MODEL_ID_RULE)]
+    is_id = re.fullmatch(MODEL_ID, new.model)
+    errors = [] if is_id else [FieldError("/model", MODEL_ID_RULE)]
     errors += metadata_errors(new.metadata, "metadata")
     if too_deep := depth_errors(new.input, "/input"):
         return errors + too_deep
-    model = call.context.catalogue.get(new.model)
-    problems = catalogue.problems(model, new.input) if model is not None else ()
+    problems = catalogue.problems(call.context.catalogue.get(new.model), new.input)
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
 
 
@@ -176,8 +170,8 @@ async def _require_live_key(tx: Transaction, call: Call) -> None:
         raise Problem(401, "unauthorized", detail, headers={"www-authenticate": "Bearer"})
 
 
-def _parse_time(text: str) -> int:
-    return parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+def _parse_time(text: str, *, round_up: bool = False) -> int:
+    return parse_rfc3339(text.replace(" ", "+"), round_up=round_up)  # A `+` in a query is a space.
 
 
 async def list_(call: Call) -> Answer:
@@ -188,7 +182,9 @@ async def list_(call: Call) -> Answer:
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
         created_after=call.query_value("created_after", _parse_time, _TIME_RULE),
-        created_before=call.query_value("created_before", _parse_time, _TIME_RULE),
+        created_before=call.query_value(
+            "created_before", partial(_parse_time, round_up=True), _TIME_RULE
+        ),
         metadata=metadata,
     )
     if errors := metadata_errors(metadata, "metadata"):

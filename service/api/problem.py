@@ -80,13 +80,13 @@ conflict = partial(Problem, 409, "conflict")
 subscriber_disabled = partial(
     Problem, 409, "subscriber_disabled", "The subscriber is disabled; enable it first."
 )
-# The secret key that sealed the secret was lost, or is not among the settings.
+# The secret key that sealed the secret was lost, or only this process does not have it.
 secret_unreadable = partial(
     Problem,
     409,
     "secret_unreadable",
-    "The stored secret is sealed under a key that is not in GENHOOK_SECRET_KEYS: put the key back, "
-    "or rotate the secret and set the headers again.",
+    "The stored secret is sealed under a key that is not in GENHOOK_SECRET_KEYS of this process: "
+    "give it the key. docs/operations.md says what to do if the key is lost.",
 )
 # The database is full, busy or gone.
 unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})

@@ -75,6 +75,7 @@ class Receiver:
         except DisconnectedError:
             return
         except Exception:  # noqa: BLE001  upstream sends the callback again after a 500
+            metrics.callbacks.add(1, "not_stored")
             _log.exception("callback.failed", request_id=request_id)
             await send_problem(send, internal_error(), request_id)
         else:

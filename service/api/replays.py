@@ -72,7 +72,7 @@ def _check(new: New) -> tuple[int, int]:
     times: list[int] = []
     for name, text in (("since", new.since), ("until", new.until)):
         try:
-            times.append(parse_rfc3339(text))
+            times.append(parse_rfc3339(text, round_up=True))
         except (ValueError, OverflowError):
             errors.append(FieldError(f"/{name}", "must be an RFC 3339 time"))
     if len(times) == 2 and times[0] >= times[1]:

@@ -42,8 +42,8 @@ def rotate_sealed(
     """Return the rotated secrets of an owner, plain and sealed.
 
     rotation: the new secret, and the overlap in seconds. kind: the options of
-    `signing.new_secrets`. It replaces secrets that cannot be decrypted because their secret key was
-    lost: nobody can sign with them any more.
+    `signing.new_secrets`. Secrets whose secret key was lost are replaced, but only without an
+    overlap; VaultError otherwise: another process may have the key, and sign with them.
     """
     vault = call.context.vault
     secret, overlap_seconds = rotation
@@ -52,6 +52,8 @@ def rotate_sealed(
     try:
         secrets = signing.unseal(vault, sealed, owner_id).rotated(fresh, overlap_seconds, now)
     except VaultError:
+        if overlap_seconds:
+            raise
         secrets = fresh
     return secrets, signing.seal(vault, secrets, owner_id)
 

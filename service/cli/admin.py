@@ -13,7 +13,7 @@ from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
 from service.model.ids import new_id
-from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key, new_key
+from service.model.key import DEFAULT_TENANT, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
@@ -23,8 +23,7 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
 
 T = TypeVar("T")
 
-KEYS_MAX = 1_000
-DEFAULT_TENANT = "default"
+KEYS_AT_ONCE = 1_000
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +91,6 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         tenant=tenant,
         scopes=options.scopes,
         created_at=now,
-        last_used_at=None,
-        revoked_at=None,
     )
     secret = new_key(os.urandom)
 
@@ -181,8 +178,13 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
     from service.store import pages, rows
 
     source = pages.Source(table="keys", where=[])
-    items, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
-    return [rows.decode_row(Key, row) for row in items]
+    keys, page = list[Key](), pages.Page(limit=KEYS_AT_ONCE)
+    while True:
+        items, after = await pages.read(tx, source, page, {})
+        keys += [rows.decode_row(Key, row) for row in items]
+        if after is None:
+            return keys
+        page = pages.Page(limit=KEYS_AT_ONCE, after=after)
 
 
 async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:

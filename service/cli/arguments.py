@@ -13,6 +13,7 @@ from service.model.number import read_decimal, read_whole
 Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
 NULL = object()  # JSON's `null`; None means that the option is not given.
+KEY_VARIABLES = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")  # The first one that is set is used.
 Commands = Any  # argparse does not export the type of a group of parsers.
 
 
@@ -192,8 +193,7 @@ def read_key(option: str | None) -> str:
     """
     from service.settings import ENVIRONMENT, is_visible
 
-    names = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")
-    keys = {"--key": option} | {name: ENVIRONMENT.get(name) for name in names}
+    keys = {"--key": option} | {name: ENVIRONMENT.get(name) for name in KEY_VARIABLES}
     name, key = next(((name, key.strip()) for name, key in keys.items() if key), ("", ""))
     if not key:
         raise UsageError("a key is needed: give --key, or set GENHOOK_API_KEY.")

@@ -52,8 +52,10 @@ _UNAVAILABLE = (502, 503, 504)  # Also what a proxy in front of the service answ
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """Return a client of the service that the options name.
 
-    UsageError if there is no key, or if the URL or the key cannot be used.
+    UsageError if there is no key, or if the URL or the key cannot be used; CommandError, before
+    anything is sent, if nobody would see the answer.
     """
+    streams.require_output("the answer")
     url = find_url(options.url)
     key = read_key(options.key)
     headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
@@ -130,7 +132,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
         with deadline(REQUEST_SECONDS), client.stream(method, path, **options) as streamed:
             answer = _read(streamed)
     except (httpx.RequestError, LateError) as error:
-        reason = output.plain(error) or type(error).__name__
+        reason = give_reason(error)
         is_unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         kind = UnsentError if is_unsent else UnreachableError
         raise kind(f"no answer from {client.base_url}: {reason}.") from error
@@ -139,6 +141,12 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
     if answer.is_success:
         return answer
     raise _to_error(answer)
+
+
+def give_reason(error: Exception) -> str:
+    """Return why a server gave no answer, on one line; h11 quotes what is no HTTP as Python."""
+    reason = output.plain(error) or type(error).__name__
+    return "what it sends is not HTTP" if "bytearray(" in reason else reason
 
 
 def _read(answer: "httpx.Response") -> "httpx.Response":

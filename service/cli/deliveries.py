@@ -5,6 +5,7 @@ import argparse
 from service.cli import answers, calls, client, output
 from service.cli.arguments import Echo
 from service.cli.command import ID, PAGING, Command, argument
+from service.model.delivery import STATUSES
 from service.model.event import EVENT_TYPES
 
 DELIVERY, EVENT = "dlv_01a1f83ac6f470008f5b21d7c0e394a6", "evt_01a1f83ac6f470008f5b21d7c0e394a6"
@@ -34,7 +35,7 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 _LIST = (
     argument(
         *("query", "--status", "only deliveries with this status"),
-        choices=("pending", "delivered", "dead", "canceled"),
+        choices=STATUSES,
     ),
     argument("query", "--subscriber-id", "only deliveries to this subscriber", metavar="ID"),
     argument("query", "--event-id", "only deliveries of this event", metavar="ID"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from service.api import signatures
-from service.cli import descriptors, output
+from service.cli import calls, descriptors, output
 from service.cli.arguments import Echo, add_json, define
 from service.cli.database_checks import Level, judge_due, judge_indexes
 from service.delivery import signing
@@ -243,8 +243,8 @@ def _online(settings: Settings, now: int) -> Iterator[Finding]:
     try:
         answer = httpx.get(url, headers=headers, timeout=ONLINE_SECONDS, trust_env=False)
     except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
-        message = f"{settings.upstream_url} does not answer: {error or type(error).__name__}."
-        yield Finding("fail", "online", output.plain(message))
+        message = f"{settings.upstream_url} does not answer: {calls.give_reason(error)}."
+        yield Finding("fail", "online", message)
         return
     yield _judged(answer.status_code)
     yield from _upstream_clock(answer.headers.get("date", ""), now)

@@ -3,7 +3,7 @@
 import argparse
 
 from service.cli import calls, client
-from service.cli.arguments import Echo, parse_name, parse_scopes
+from service.cli.arguments import KEY_VARIABLES, Echo, parse_name, parse_scopes
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command, argument
 from service.model.errors import UsageError
 from service.model.key import SCOPES
@@ -32,8 +32,7 @@ def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 
 
 def _has_key(options: argparse.Namespace) -> bool:
-    names = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")
-    return bool(options.key or any(ENVIRONMENT.get(name) for name in names))
+    return bool(options.key or any(ENVIRONMENT.get(name) for name in KEY_VARIABLES))
 
 
 def _call(command: Command, options: argparse.Namespace, echo: Echo) -> int:

@@ -15,6 +15,7 @@ from service.cli.calls import (
     call,
     connect,
     decode,
+    give_reason,
     is_sendable,
     open_client,
     pause,
@@ -150,6 +151,6 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
         with deadline(FORWARD_SECONDS), open_client(url, timeout=FORWARD_SECONDS) as client:
             answer = client.post(url, content=body, headers=headers)
     except (httpx.RequestError, LateError) as error:
-        return False, output.plain(f"-> {str(error) or type(error).__name__}")
+        return False, f"-> {give_reason(error)}"
     milliseconds = (time.perf_counter() - began) * 1_000
     return answer.is_success, f"-> {answer.status_code} in {milliseconds:.0f} ms"

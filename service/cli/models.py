@@ -1,12 +1,13 @@
 """`genhook models` and `genhook usage`: the catalogue, and the credits that were used."""
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
 from service.cli import answers, calls, client, output
 from service.cli.arguments import Echo, parse_model
 from service.cli.command import PAGING, Argument, Command, argument
 from service.model.errors import UsageError
+from service.upstream.catalogue import Kind
 
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
 
@@ -75,7 +76,7 @@ MODELS = Command(
         ),
         argument(
             *("query", "--kind", "only models of this kind"),
-            choices=("image", "video", "audio", "tool"),
+            choices=get_args(Kind),
         ),
         argument(
             *("query", "--callbacks", "only models that call back; false: only the others"),

@@ -11,6 +11,7 @@ import msgspec
 
 from service.cli.arguments import Echo
 from service.model.clock import parse_rfc3339
+from service.model.text import encodable
 from service.settings import ENVIRONMENT
 
 # DEL, C1 controls, separators of lines, and formats such as marks that turn the direction of text.
@@ -42,7 +43,11 @@ def plain(text: object) -> str:
 
 def json_line(content: object) -> str:
     """Return content as JSON on one line, in which nothing can steer a terminal."""
-    return harmless(msgspec.json.encode(content).decode())
+    try:
+        encoded = msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        encoded = msgspec.json.encode(encodable(msgspec.to_builtins(content)))
+    return harmless(encoded.decode())
 
 
 def show(options: argparse.Namespace, echo: Echo, content: object, lines: Iterable[str]) -> None:
@@ -125,7 +130,7 @@ def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     numbers = {
         place
         for place, column in enumerate(zip(*rows, strict=True))
-        if all(isinstance(value, int | float) and value is not True for value in column)
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
     }
     heading, *lines = table([headings, *rows], numbers=numbers)
     if is_coloured():

@@ -93,7 +93,7 @@ def read_moment(text: str, now: int) -> str:
     try:
         if text[-1:] in _AGES and (number := read_whole(text[:-1])) is not None:
             return rfc3339(now - number * _AGES[text[-1]])
-        return rfc3339(parse_rfc3339(text))
+        return rfc3339(parse_rfc3339(text, round_up=True))  # As the service does.
     except (ValueError, OverflowError):
         raise ValueError(
             f"{output.plain(text)} is neither an age, such as 90m, 24h or 7d, nor a time, such as "

@@ -146,8 +146,8 @@ def _fetch(url: str, file: Mapping[str, Any]) -> Iterator[bytes]:
                 raise _NotSavedError(f"{host} answered with a web page, not with the file.")
             yield from answer.iter_bytes()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = output.plain(error) or type(error).__name__
-        raise _NotSavedError(f"no answer from {host}: {reason.rstrip('.')}.") from error
+        reason = calls.give_reason(error).rstrip(".")
+        raise _NotSavedError(f"no answer from {host}: {reason}.") from error
 
 
 def _is_page(content_type: str, file: Mapping[str, Any]) -> bool:

@@ -91,6 +91,8 @@ async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.S
     async with contextlib.AsyncExitStack() as stack:
         await database.open()
         stack.push_async_callback(database.close)
+        if refusal := ownership.refusal:  # Before `_side_of`, whose settings a pooler refuses.
+            raise CommandError(refusal)
         side = await _side_of(settings, database, stack)
         if is_new:
             if not await side.is_marked():

@@ -1,5 +1,6 @@
 """Calls of genhook's API, made in this process with the reader's key, and shown as curl."""
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -85,9 +86,13 @@ async def send(
         "state": dict(state),
     }
     messages: list[Message] = []
+    requests = [{"type": "http.request", "body": call.content, "more_body": False}]
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": call.content, "more_body": False}
+        if requests:
+            return requests.pop()
+        await asyncio.Event().wait()  # Nobody hangs up. The API cancels its wait for that.
+        raise AssertionError
 
     async def keep(message: Message) -> None:
         messages.append(message)

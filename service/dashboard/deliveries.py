@@ -8,8 +8,8 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.visit import PATH, Visit
 from service.model.callback import VERDICTS
 from service.model.clock import DAY, rfc3339
+from service.model.delivery import STATUSES
 from service.model.ids import time_of
-from service.store.stats import STATUSES
 
 DEAD_SPAN_MS = 7 * DAY  # The least time in the form of a replay.
 CHOICES_MAX = 100  # Subscribers in the form of a replay, besides the chosen one.

@@ -7,8 +7,6 @@ from service.model.subscriber import Subscriber
 from service.store import rows, subscribers
 from service.store.database import Transaction
 
-DEFAULT = "default"
-
 
 async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
     """Create the tenant and its secret unless it exists; return the sealed secrets."""

@@ -14,9 +14,10 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.(?P<fraction>\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MILLISECOND = datetime.timedelta(milliseconds=1)
 
 
 def now_ms() -> int:
@@ -35,12 +36,17 @@ def _format_second(second: int) -> str:
     return (_EPOCH + datetime.timedelta(seconds=second)).isoformat()[:19]
 
 
-def parse_rfc3339(text: str) -> int:
-    """Return milliseconds since the epoch; ValueError unless `text` is in RFC 3339."""
-    if not _RFC3339.fullmatch(text):
+def parse_rfc3339(text: str, *, round_up: bool = False) -> int:
+    """Return milliseconds since the epoch; ValueError unless `text` is in RFC 3339.
+
+    A finer time is rounded down. A bound that takes what is earlier, or the time itself and what is
+    later, has to be rounded up: no millisecond is then on the wrong side of it.
+    """
+    if not (match := _RFC3339.fullmatch(text)):
         raise ValueError("a time looks like 2026-11-22T18:20:00Z")
-    moment = datetime.datetime.fromisoformat(text.upper())
-    return (moment - _EPOCH) // datetime.timedelta(milliseconds=1)
+    at = (datetime.datetime.fromisoformat(text.upper()) - _EPOCH) // _MILLISECOND
+    is_finer = bool((match["fraction"] or "")[3:].strip("0"))
+    return at + (round_up and is_finer)
 
 
 def rfc3339_or_none(at: int | None) -> str | None:

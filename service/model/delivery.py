@@ -1,11 +1,14 @@
 """A delivery: one event for one subscriber."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from service.model.clock import rfc3339_or_none
 from service.model.view import view_of
+
+Status = Literal["pending", "delivered", "dead", "canceled"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +20,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
     event_type: str
     generation_id: str | None
-    status: Literal["pending", "delivered", "dead", "canceled"]
+    status: Status
     trigger: Literal["scheduled", "manual", "replay", "test"]
     attempt_count: int
     due_at: int | None  # When the next attempt is due, while it is pending.

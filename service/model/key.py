@@ -12,6 +12,7 @@ from service.model.view import view_of
 Scope = Literal["submit", "read", "manage", "admin", "operator"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "ghk_"
+DEFAULT_TENANT = "default"  # It exists from the start.
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 TENANT_NAME_RULE = "1 to 63 of a-z, 0-9, - and _"
 

@@ -68,7 +68,10 @@ class Transaction(Protocol):
         """Iterate over the rows of such a SELECT, one row in memory at a time."""
 
     def charge(self, tenant: str, rows: int) -> None:
-        """Charge a tenant for rows, where a unit may write many: they decide its turns."""
+        """Charge a tenant for rows, before a unit writes many: they decide its turns.
+
+        A batched unit may end here, and run again for fewer of its items.
+        """
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""

@@ -5,6 +5,10 @@ group ends at GROUP_ROWS, or at fewer rows while groups run for longer than GROU
 rows a unit writes is known only after it has run; that is the estimate for the next unit of the
 same kind. Kinds without an estimate count as UNKNOWN_ROWS. Heavy kinds have a line of their own, so
 that a tenant's requests do not queue behind the tenant's webhooks.
+
+What an emptied line has written counts until the others have caught up, or nobody waits: a tenant
+with one heavy unit at a time is no new one each time. A heavy line is LEAD_ROWS behind the others:
+who now and then writes three rows would otherwise wait for a heavy unit of each other tenant.
 """
 
 import heapq
@@ -21,16 +25,19 @@ GROUP_ROWS_MIN = 32 * UNIT_ROWS
 UNKNOWN_ROWS = 200  # Of a unit that counts its rows, before it has run for this tenant.
 WEIGHTS_MAX = 10_000  # Kinds that are remembered.
 COUNTED_MAX = 1_000  # Units that are remembered to count their rows.
+LEAD_ROWS = 100  # That a light line may write before a heavy one that has written as much.
+ENDS_MAX = 10_000  # Emptied lines that are remembered.
 _Kind = tuple[str | None, object]  # A tenant (None: no tenant, or several) and a unit.
 
 
 class Line:
     """The items that wait in one line, first come first served."""
 
-    __slots__ = ("items", "key")
+    __slots__ = ("items", "key", "lead")
 
     def __init__(self, key: _Kind) -> None:
         self.key = key
+        self.lead = 0 if key[1] is None else LEAD_ROWS  # Rows that it is behind light lines.
         self.items: deque[Item] = deque()
 
 
@@ -40,8 +47,9 @@ class Lines:
     def __init__(self) -> None:
         self._lines: dict[_Kind, Line] = {}
         # A heap of (turn, arrival, line). The turn is the virtual time, in rows, at which the next
-        # item of the line starts; the arrival decides between equal turns.
+        # item of the line starts, and its lead; the arrival decides between equal turns.
         self._turns: list[tuple[int, int, Line]] = []
+        self._ends: dict[_Kind, int] = {}  # Of emptied lines: what their turn would be now.
         self._rows = 0  # The virtual time: the turn of the item that was taken last.
         self._arrivals = 0
         self._count = 0
@@ -63,7 +71,7 @@ class Lines:
     def put_back(self, items: Sequence[Item]) -> None:
         """Make items that were taken, and have not run, the next ones of their lines."""
         for item in reversed(items):
-            self._line_of(item).items.appendleft(item)
+            self._line_of(item, is_back=True).items.appendleft(item)
         self._count += len(items)
 
     def take(self) -> list[Item]:
@@ -78,13 +86,15 @@ class Lines:
                 rows += weights.get((items[0].tenant, items[0].unit), UNKNOWN_ROWS)
             if rows > room and taken:
                 break
-            self._rows, room = turn, room - rows
+            self._rows, room = turn - line.lead, room - rows
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
             else:
                 heapq.heappop(turns)
                 del self._lines[line.key]
+                self._ends[line.key] = turn + rows
+        self._forget_ends()
         self._count -= len(taken)
         return taken
 
@@ -95,8 +105,10 @@ class Lines:
             for line in self._lines.values():
                 line.items = deque(item for item in line.items if not is_dropped(item))
             self._lines = {key: line for key, line in self._lines.items() if line.items}
+            self._ends |= {line.key: turn for turn, _, line in self._turns if not line.items}
             self._turns = [turn for turn in self._turns if turn[2].items]
             heapq.heapify(self._turns)
+            self._forget_ends()
             self._count -= len(dropped)
         return dropped
 
@@ -139,7 +151,15 @@ class Lines:
             for item in moved:
                 self.append(item)
 
-    def _line_of(self, item: Item) -> Line:
+    def _forget_ends(self) -> None:
+        """Forget what emptied lines have written, if nobody waits or if there are too many."""
+        if not self._turns:
+            self._ends.clear()
+        while len(self._ends) > ENDS_MAX:
+            del self._ends[next(iter(self._ends))]
+
+    def _line_of(self, item: Item, *, is_back: bool = False) -> Line:
+        """Return the line of an item. is_back: it was taken, and has written nothing."""
         key: _Kind = item.tenant, None
         if item.unit in self._counted and self._weights.get((item.tenant, item.unit)):
             key = item.tenant, item.unit
@@ -147,5 +167,7 @@ class Lines:
         if line is None:
             line = self._lines[key] = Line(key)
             self._arrivals += 1
-            heapq.heappush(self._turns, (self._rows, self._arrivals, line))
+            end = self._ends.pop(key, 0)
+            turn = max(self._rows + line.lead, 0 if is_back else end)
+            heapq.heappush(self._turns, (turn, self._arrivals, line))
         return line

@@ -54,7 +54,7 @@ def encode_json(values: dict[str, Any]) -> dict[str, Any]:
 def decode_row(struct: type[T], row: Row) -> T:
     """Return a row as a struct, with `created_at` from the id if the table has no such column.
 
-    MsgspecError, ValueError or RecursionError if a value does not fit its field.
+    ValueError or RecursionError if a value does not fit its field.
     """
     values = dict(row)
     for name in JSON_COLUMNS:
@@ -71,7 +71,7 @@ def decode_rows(struct: type[T], rows: Iterable[Row]) -> list[T]:
     for row in rows:
         try:
             decoded.append(decode_row(struct, row))
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _log.error("row.unreadable", noun=struct.__name__, id=row["id"], error=str(error))
     return decoded
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
+from service.model.delivery import STATUSES
 from service.model.ids import first_id, time_of
 from service.store import rows
 from service.store.database import Row, Transaction
@@ -21,9 +22,10 @@ RETENTION_MS = DAY + SLOT_MS
 GROWTH = 1.1
 BUCKET_MAX = 150  # Longer than any attempt that the settings allow.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-STATUSES = ("pending", "delivered", "dead", "canceled")
 COUNT_MAX = 10_000
-OLDEST_SAMPLE = 1_000  # The oldest delivery is searched among so many due first, and due last.
+# The oldest delivery is searched among so many due first, and due last; among fewer for many
+# subscribers, so that a read of all of them is bounded.
+OLDEST_SAMPLE, OLDEST_ROWS = 1_000, 100_000
 
 _LOG_GROWTH = math.log(GROWTH)
 
@@ -90,7 +92,7 @@ async def get(tx: Transaction, subscriber_id: str) -> dict[str, Any]:
         "counts": {status: counts[status] for status in STATUSES},
         "success_rate": delivered / ended if ended else None,
         "latency_ms": {period: quantiles(buckets) for period, buckets in latency.items()},
-        "oldest_undelivered_seconds": await _oldest_seconds(tx, subscriber_id),
+        "oldest_undelivered_seconds": (await _ages(tx, [subscriber_id])).get(subscriber_id),
     }
 
 
@@ -101,19 +103,21 @@ def _count_by(column: str, attempts: Sequence[Row]) -> Counter[Any]:
     return counts
 
 
-async def _oldest_seconds(tx: Transaction, subscriber_id: str) -> float | None:
-    row = await tx.one("stats_oldest", subscriber_id=subscriber_id, limit=OLDEST_SAMPLE)
-    if row is None or row["id"] is None:
-        return None
-    return max(tx.now - time_of(row["id"]), 0) / SECOND
+async def _ages(tx: Transaction, ids: Sequence[str]) -> dict[str, float]:
+    """Return the age of the oldest pending delivery in seconds, of those that have any."""
+    limit = max(min(OLDEST_ROWS // max(len(ids), 1), OLDEST_SAMPLE), 1)
+    oldest = await tx.all("stats_oldest", ids=rows.json_text(ids), limit=limit)
+    return {
+        row["subscriber_id"]: max(tx.now - time_of(row["id"]), 0) / SECOND
+        for row in oldest
+        if row["id"] is not None
+    }
 
 
 async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
     """Return the age of the oldest pending delivery of subscribers in seconds, of COUNT_MAX."""
-    rows = await tx.all("subscribers_owed", limit=COUNT_MAX)
-    ids = [row["subscriber_id"] for row in rows]
-    ages = {id_: await _oldest_seconds(tx, id_) for id_ in ids}
-    return {id_: age for id_, age in ages.items() if age is not None}
+    owed = await tx.all("subscribers_owed", limit=COUNT_MAX)
+    return await _ages(tx, [row["subscriber_id"] for row in owed])
 
 
 async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:

@@ -22,9 +22,10 @@ class Queue:
     def __init__(self, items_max: int, bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self.items_max = items_max
         self.bytes_max = bytes_max
-        self.is_stalled = False  # Callers of the commit under way have stopped waiting.
+        self.writers = 1  # Commits that run at the same time.
+        self.is_stalled = False  # Callers of as many commits have stopped waiting.
         self._waiting = Lines()
-        self._committing: dict[Item, None] = {}
+        self._committing: dict[Item, Item] = {}  # With one that stands for its commit.
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()  # Set when items leave; `settle` waits for it.
@@ -52,8 +53,13 @@ class Queue:
     def take(self) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish` or `put_back`."""
         taken = self._waiting.take()
-        self._committing.update(dict.fromkeys(taken))
+        if taken:
+            self.begin(taken)
         return taken
+
+    def begin(self, items: Sequence[Item]) -> None:
+        """Note that these items, all or some of those taken, are one commit."""
+        self._committing.update(dict.fromkeys(items, items[0]))
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put items that were taken, and did not run, back to the front of their lines."""
@@ -97,7 +103,8 @@ class Queue:
         def is_late(item: Item) -> bool:
             return item.ends_at <= now
 
-        self.is_stalled |= any(map(is_late, self._committing))
+        hanging = {commit for item, commit in self._committing.items() if is_late(item)}
+        self.is_stalled |= len(hanging) >= self.writers
         dropped = self._waiting.drop(is_late)
         self._ended.set()
         for item in (*filter(is_late, self._committing), *dropped):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from service.model import clock
+from service.model.text import encodable
 from service.telemetry import metrics
 from service.telemetry.redact import REDACTED, Redactor
 from service.telemetry.writer import LineWriter
@@ -124,7 +125,10 @@ def _show(value: Any) -> Any:
 
 
 def _to_json(_logger: Any, _method: str, event: Event) -> str:
-    return _encode(event).decode()
+    try:
+        return _encode(event).decode()
+    except UnicodeEncodeError:
+        return _encode(encodable(event)).decode()
 
 
 class _Output:

@@ -76,7 +76,7 @@ _gauge = partial(Numbers, "Gauge")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 callbacks = _counter(
     "genhook_callbacks",
-    "Callbacks received, by verdict; `not_stored`: answered 503.",
+    "Callbacks received, by verdict; `not_stored`: answered 503 or 500.",
     "verdict",
     values=(*VERDICTS, "not_kept", "not_stored"),
 )

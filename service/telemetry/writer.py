@@ -69,8 +69,12 @@ class LineWriter:
                 written.set()
 
     def _write_lines(self, lines: Sequence[str]) -> None:
-        text = "".join(f"{line}\n" for line in self._cut(lines))
-        if not self._write(text.encode(errors="backslashreplace")):
+        try:
+            text = "".join(f"{line}\n" for line in self._cut(lines))
+            is_written = self._write(text.encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001  the thread must not end: who could log that?
+            is_written = False
+        if not is_written:
             with self._lock:
                 metrics.log_lines_dropped.add(len(lines))
 

@@ -163,11 +163,16 @@ def _count_characters(values: dict[Any, Any]) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return why upstream would refuse this input: at most 50 pairs (JSON pointer, message)."""
+def problems(model: Model | None, input_: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return why upstream would refuse this input: at most 50 pairs (JSON pointer, message).
+
+    Without a model, only what no model may have in its input is refused.
+    """
+    if model is None:
+        return _reserved(input_)
     if not _has_few_values(input_):
         return [("", f"must have at most {MAX_VALUES} values for this model, at all levels")]
-    errors = [(f"/{name}", message) for name, message in RESERVED.items() if name in input_]
+    errors = _reserved(input_)
     rest = {name: value for name, value in input_.items() if name not in RESERVED}
     try:
         for error in itertools.islice(_validator(model.id).iter_errors(rest), MAX_PROBLEMS):
@@ -175,6 +180,10 @@ def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
     except ValueError as error:
         errors.append(("", f"cannot be checked: {error}"))
     return list(dict.fromkeys(errors))[:MAX_PROBLEMS]
+
+
+def _reserved(input_: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(f"/{name}", message) for name, message in RESERVED.items() if name in input_]
 
 
 def _has_few_values(input_: dict[str, Any]) -> bool:

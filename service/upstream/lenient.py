@@ -39,7 +39,7 @@ def decode(body: bytes) -> Decoded | None:
     try:
         is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         value, is_whole = _decode_leniently(_text(body))
     if not isinstance(value, dict | list):
         value = opened(value) if isinstance(value, str) else None  # A body may be a text of JSON.

@@ -84,7 +84,7 @@ def _read_file(status: int, content_type: str, body: bytes) -> Answer:
     match = re.match(rf"{kind}/[a-z0-9.+-]+", content_type)
     media_type = match[0] if match else names.ROLES[kind].media_type
     url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
-    return Report("succeeded", files=(results.File(url, media_type),))
+    return Report("succeeded", files=(results.File(url, media_type),), size_bytes=len(body))
 
 
 def _no_result(

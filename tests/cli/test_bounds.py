@@ -31,6 +31,8 @@ class Endless(http.server.BaseHTTPRequestHandler):
                 self._send(b"HTTP/1.1 200 OK\r\nX-Long: ", b"a")
             elif "/dripping" in self.path:
                 self._send(b"HTTP/1.1 200 OK\r\n\r\n", b" ")
+            elif "/no-http" in self.path:
+                self.wfile.write(b"garbage\r\n\r\n")
             elif self.path.startswith("/v1/generations"):
                 files = [{"url": f"http://{self.headers['host']}/pouring.png"}]
                 self._result(files)
@@ -73,6 +75,14 @@ def test_a_service_that_drips_bytes_ends_in_one_sentence(
     monkeypatch.setattr(calls, "REQUEST_SECONDS", SECONDS)
     assert main.main([*GET, "--url", endless + path]) == 3
     said = f"genhook: no answer from {endless}{path}/: it takes more than {SECONDS} s.\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_server_that_does_not_speak_http_ends_in_one_sentence(
+    endless: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*GET, "--url", f"{endless}/no-http"]) == 3
+    said = f"genhook: no answer from {endless}/no-http/: what it sends is not HTTP.\n"
     assert capsys.readouterr() == ("", said)
 
 

@@ -294,6 +294,11 @@ def test_numbers_stand_at_the_right_and_headings_name_the_columns() -> None:
     assert output.page(page, ("id", "credits")) == lines
 
 
+def test_yes_and_no_stand_at_the_left() -> None:
+    page = {"data": [{"callbacks": False, "id": "a"}, {"callbacks": False, "id": "b"}]}
+    assert output.page(page, ("callbacks", "id"))[1:] == ["no         a", "no         b"]
+
+
 @pytest.mark.parametrize(
     ("is_terminal", "environ", "coloured"),
     [

@@ -1,5 +1,6 @@
 """`genhook keys create`: a key is good only if somebody could see it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -43,6 +44,18 @@ def test_no_key_is_created_where_nobody_would_see_it(
     capsys.readouterr()
     main.main(["keys", "list"])
     assert capsys.readouterr().out == "There are none.\n"
+
+
+def test_every_key_is_listed_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(admin, "KEYS_AT_ONCE", 2)
+    for _ in range(5):
+        assert main.main([*CREATE, "--json"]) == 0
+    ids = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert main.main(["keys", "list", "--offline", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["data"]
+    assert [key["id"] for key in listed] == ids[::-1]
 
 
 def test_a_key_that_was_shown_and_not_stored_is_said_to_be_none(

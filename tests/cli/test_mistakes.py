@@ -6,6 +6,8 @@ import re
 import shlex
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -102,6 +104,16 @@ def test_to_wait_and_not_to_wait_is_refused(
     line: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--no-wait" in refused(f"{line} --no-wait {option}", capsys)
+
+
+@pytest.mark.parametrize("line", ["generations list", "events get evt_1", "listen", CREATE])
+def test_with_a_closed_output_nothing_is_sent(line: str) -> None:
+    words = [*shlex.split(line), "--url", "http://127.0.0.1:1", "--key", "k"]
+    code = f"from service.cli import main; raise SystemExit(main.main({words!r}))"
+    shell = ["/bin/sh", "-c", '"$0" -c "$1" >&-', sys.executable, code]
+    ended = subprocess.run(shell, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603  our own code
+    assert ended.returncode == 1
+    assert ended.stderr == "genhook: standard output is closed: nobody would see the answer.\n"
 
 
 @pytest.mark.parametrize("line", ["backup", "demo --output", "generations save gen_1"])
@@ -394,3 +406,11 @@ def test_a_signal_ends_a_demo_that_leaves_no_folder_behind(tmp_path: Path) -> No
         process.communicate(timeout=test_serve.END_SECONDS)
     assert process.returncode == -signal.SIGTERM
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_variable_whose_name_is_no_text_is_a_warning_and_ends_no_start(tmp_path: Path) -> None:
+    environ = {**test_serve.KEYS, "GENHOOK_\udcff": "1"}
+    with test_serve.started(tmp_path, "serve", "--port", "0", **environ) as running:
+        status, out, err = running.end()
+    assert (status, err) == (0, "")
+    assert r"GENHOOK_\\udcff" in out

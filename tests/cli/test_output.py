@@ -27,6 +27,14 @@ def test_no_control_character_is_printed() -> None:
     assert not set(controls) & set(output.json_line(controls))
 
 
+def test_a_text_that_utf_8_cannot_hold_is_printed_as_json() -> None:
+    class Finding(msgspec.Struct):
+        name: str
+
+    line = output.json_line({"findings": [Finding("GENHOOK_\udcff é")]})
+    assert json.loads(line) == {"findings": [{"name": r"GENHOOK_\udcff é"}]}
+
+
 def test_a_file_without_a_url_is_one_of_an_answer_of_genhook() -> None:
     names = ("task_id", "credits", "notify_url", "error", "completed_at")
     view = {

@@ -42,6 +42,7 @@ def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
         ("24h", "2026-11-21T18:20:00.000Z"),
         ("7d", "2026-11-15T18:20:00.000Z"),
         ("2026-11-22T19:20:00+01:00", "2026-11-22T18:20:00.000Z"),
+        ("2026-11-22T18:20:00.0001Z", "2026-11-22T18:20:00.001Z"),
     ],
 )
 def test_a_moment_is_an_age_or_a_time(text: str, at: str) -> None:

@@ -1,5 +1,6 @@
 """The running service keeps the contract: every operation, every code, every event."""
 
+import gzip
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -391,6 +392,18 @@ async def test_another_content_type_answers_415(world: Harness) -> None:
         options = {"content": b"{}", "headers": {"content-type": media_type}}
         answers = await statuses(world.client, readers, ids, **options)
         assert answers == every(readers, 415, "unsupported_media_type")
+
+
+async def test_a_body_with_a_content_encoding_answers_415(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(lambda each: each.reads_body)
+    for body in (gzip.compress(b"{}"), b"{}"):
+        options = {"content": body, "headers": {"content-encoding": "gzip"}}
+        answers = await statuses(world.client, readers, ids, **options)
+        assert answers == every(readers, 415, "unsupported_media_type")
+    headers = {"content-encoding": "Identity", "content-type": "application/json"}
+    answer = await world.client.post("/v1/generations", content=b"{}", headers=headers)
+    assert (answer.status_code, "Encoding" in answer.text) == (422, False)
 
 
 async def test_a_content_type_with_a_charset_is_accepted(world: Harness) -> None:

@@ -247,3 +247,16 @@ async def test_a_header_that_came_twice_is_shown_joined(world: Harness) -> None:
     [callback] = (await world.get("/v1/callbacks"))["data"]
     shown = await world.get(f"/v1/callbacks/{callback['id']}")
     assert shown["headers"]["x-twice"] == "one, two"
+
+
+async def test_a_bound_between_two_milliseconds_leaves_no_generation_out(world: Harness) -> None:
+    ids = []
+    for _ in range(2):
+        ids.append((await world.generate())["id"])
+        await world.run(0.001)
+    [older, newer] = [(await world.get(f"/v1/generations/{id_}"))["created_at"] for id_ in ids]
+    assert newer > older
+    bound = older.replace("Z", "000001Z")
+    for name, expected in (("created_before", ids[:1]), ("created_after", ids[1:])):
+        page = await world.get("/v1/generations", **{name: bound})
+        assert [each["id"] for each in page["data"]] == expected, name

@@ -20,8 +20,8 @@ from playwright.sync_api import Browser, Page, Route, expect
 from service.dashboard.acts import ACTS
 from service.dashboard.pages import PAGES
 from service.model.callback import VERDICTS
+from service.model.delivery import STATUSES
 from service.model.generation import OPEN, TERMINAL
-from service.store.stats import STATUSES
 from tests import chromium
 from tests.cli.test_serve import ADMIN_KEY, KEYS, served, started
 from tests.dashboard.seed import SETTINGS, seed

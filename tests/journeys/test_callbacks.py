@@ -11,6 +11,7 @@ import pytest
 
 from service.model.clock import parse_rfc3339
 from service.store.database import Transaction
+from service.telemetry import metrics
 from service.upstream.callback_url import CallbackTokens
 from tests.faults import DelayedAnswer, rows, status_of, timeline_of
 from tests.harness import PUBLIC_URL, Harness, create_answer, opened, success_report
@@ -543,9 +544,11 @@ async def test_an_unexpected_error_is_a_500_and_stores_nothing(
 
     async with opened(tmp_path) as world:
         await world.generate()
+        counted = metrics.callbacks.values["not_stored",]
         with monkeypatch.context() as patched:
             patched.setattr("service.generations.ingest.callbacks.insert", fail)
             answer = await world.call_back()
+        assert metrics.callbacks.values["not_stored",] == counted + 1
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
         assert "unexpected" not in answer.text
         assert await verdicts(world) == []

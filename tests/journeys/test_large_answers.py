@@ -61,6 +61,27 @@ async def test_large_answers_are_read_and_redacted_in_the_reading_thread(
     assert all(name.startswith("reading") for name in redactors)
 
 
+async def test_a_large_file_is_redacted_in_the_reading_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redactors: set[str] = set()
+    redact = Redactor.json
+
+    def note(self: Redactor, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("data:"):
+            redactors.add(threading.current_thread().name.split("_")[0])
+        return redact(self, value)
+
+    monkeypatch.setattr(Redactor, "json", note)
+    async with opened(tmp_path) as world:
+        kind = {"content-type": "audio/mpeg"}
+        sound = httpx.Response(200, content=b"ID3" * reading.READ_ON_LOOP_BYTES, headers=kind)
+        world.upstream.create_replies.append(sound)
+        generation = await world.generate("elevenlabs-v3", input={"dialogue": [{"text": "hello"}]})
+        assert generation["status"] == "succeeded"
+    assert redactors == {"reading"}
+
+
 async def test_small_answers_are_read_at_once(
     tmp_path: Path, readers: list[tuple[str, int]]
 ) -> None:

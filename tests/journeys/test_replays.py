@@ -154,6 +154,10 @@ async def test_the_span_takes_its_beginning_and_not_its_end(tmp_path: Path) -> N
         assert (await started(world, subscriber, only="all", dry_run=True, **span))["total"] == 2
         span = {"since": "2026-11-18T12:06:40.001+01:00", "until": "2026-11-18T11:06:42.001Z"}
         assert (await started(world, subscriber, only="all", dry_run=True, **span))["total"] == 2
+        span = {"since": "2026-11-18T11:06:40.0000001Z", "until": "2026-11-18T11:06:42.0005Z"}
+        assert (await started(world, subscriber, only="all", dry_run=True, **span))["total"] == 2
+        span["since"] = "2026-11-18T11:06:39Z"
+        assert (await started(world, subscriber, only="all", dry_run=True, **span))["total"] == 3
 
 
 async def test_a_dry_run_counts_and_sends_nothing(tmp_path: Path) -> None:

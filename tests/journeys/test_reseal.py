@@ -113,11 +113,33 @@ async def test_what_cannot_be_read_is_tried_each_minute_and_once_it_is_changed(
                 await dispatcher.run_due(world.clock())
                 await dispatcher.settle()
                 assert len(console.lines()) == count
-            await world.client.post(f"/v1/subscribers/{subscriber['id']}/rotate-secret", json={})
+            path = f"/v1/subscribers/{subscriber['id']}/rotate-secret"
+            await world.client.post(path, json={"overlap_seconds": 0})
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
         assert {each["status"] for each in await deliveries(world)} == {"delivered"}
     assert console.lines() == []
+
+
+@pytest.mark.parametrize("steps", [((OLD,), (NEW, OLD)), ((NEW, OLD), (OLD, NEW))])
+async def test_processes_in_two_steps_of_a_rotation_read_what_the_other_writes(
+    tmp_path: Path, steps: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    async with opened(tmp_path) as world:
+        for writer, reader in (steps, steps[::-1]):
+            await restart_with_keys(world, *writer)
+            headers = {"idempotency-key": f"of-{len(writer)}-{writer[0]}"}
+            body = {"name": "first", "scopes": ["read"]}
+            made = await world.client.post("/v1/keys", json=body, headers=headers)
+            subscriber = await world.subscribe()
+            await world.generate()
+            await run_reseal(world)
+            await restart_with_keys(world, *reader)
+            assert (await world.call_back()).status_code == 200
+            shown = await world.get(f"/v1/subscribers/{subscriber['id']}/secret")
+            assert shown["secret"] == subscriber["secret"]
+            again = await world.client.post("/v1/keys", json=body, headers=headers)
+            assert again.content == made.content
 
 
 async def test_more_subscribers_than_a_page_are_all_resealed(tmp_path: Path) -> None:

@@ -135,10 +135,10 @@ async def test_after_a_secret_key_was_lost_a_rotation_repairs(
         )
         await world.restart()
         path = f"/v1/subscribers/{made['id']}"
-        for method, route in (("GET", "/secret"), ("POST", "/test")):
+        for method, route in (("GET", "/secret"), ("POST", "/test"), ("POST", "/rotate-secret")):
             refused = await world.client.request(method, path + route)
             assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
-        rotated = await rotate(world, made)
+        rotated = await rotate(world, made, overlap_seconds=0)
         assert rotated["secret"] != made["secret"]
         assert (rotated["public_key"] is None) == (signature == "v1")
         kept = await world.client.patch(path, json={"headers": {"X-Team": "[redacted]"}})
@@ -153,6 +153,24 @@ async def test_after_a_secret_key_was_lost_a_rotation_repairs(
         )
 
 
+async def test_a_process_that_lacks_a_key_replaces_no_secret_that_others_can_read(
+    tmp_path: Path,
+) -> None:
+    """As while keys are rotated and it was not restarted yet."""
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        keys = world.settings.secret_keys
+        world.settings = msgspec.structs.replace(world.settings, secret_keys=("another" * 5,))
+        await world.restart()
+        path = f"/v1/subscribers/{made['id']}/rotate-secret"
+        refused = await world.client.post(path, json={"overlap_seconds": 60})
+        assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
+        assert "rotate" not in refused.json()["detail"]
+        world.settings = msgspec.structs.replace(world.settings, secret_keys=keys)
+        await world.restart()
+        assert_signed(await latest(world), made["secret"])
+
+
 async def test_after_a_secret_key_was_lost_the_tenants_own_secret_can_be_rotated(
     tmp_path: Path,
 ) -> None:
@@ -162,9 +180,11 @@ async def test_after_a_secret_key_was_lost_the_tenants_own_secret_can_be_rotated
             world.settings, secret_keys=("lost-and-found" * 3,)
         )
         await world.restart()
-        refused = await world.client.get("/v1/signing-secret")
-        assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
-        rotated = await world.client.post("/v1/signing-secret/rotate", json={})
+        for method, route in (("GET", ""), ("POST", "/rotate")):
+            refused = await world.client.request(method, f"/v1/signing-secret{route}")
+            assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
+        path, without = "/v1/signing-secret/rotate", {"overlap_seconds": 0}
+        rotated = await world.client.post(path, json=without)
         assert (await world.get("/v1/signing-secret")) == rotated.json()
 
 

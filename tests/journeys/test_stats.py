@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,58 @@ async def test_metrics_have_labels_for_the_longest_waiting_subscribers_only(
             f'{name}{{role="web",subscriber_id="{ids[0]}"}} 40.0',
             f'{name}{{role="web",subscriber_id="{ids[1]}"}} 30.0',
         ]
+
+
+class CountingTransaction:
+    """A transaction that notes the statements and the limits of its reads."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx, self.now = tx, tx.now
+        self.reads: list[tuple[str, Any]] = []
+
+    async def all(self, name: str, **values: Any) -> Any:
+        self.reads.append((name, values["limit"]))
+        return await self._tx.all(name, **values)
+
+
+async def test_metrics_read_a_bounded_number_of_rows_in_two_statements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "OLDEST_ROWS", 20)
+    async with opened(tmp_path) as world:
+        database = world.app.database
+        for number in range(4):
+            await fill(database, f"sub_{number}", 40 * number + 40, 40 * number)
+
+        async def unit(tx: Transaction) -> tuple[list[tuple[str, Any]], dict[str, float]]:
+            counting: Any = CountingTransaction(tx)
+            ages = await stats.oldest_undelivered(counting)
+            return counting.reads, ages
+
+        reads, ages = await database.read(unit)
+        assert reads == [("subscribers_owed", stats.COUNT_MAX), ("stats_oldest", 5)]
+        assert list(ages) == [f"sub_{number}" for number in range(4)]
+
+
+async def test_any_number_of_scrapes_leaves_readers_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        running, most, oldest = 0, 0, stats.oldest_undelivered
+
+        async def measure(tx: Transaction) -> dict[str, float]:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            time.sleep(0.01)  # noqa: ASYNC251, TID251  a slow one, on a reader's thread
+            ages = await oldest(tx)
+            running -= 1
+            return ages
+
+        monkeypatch.setattr(stats, "oldest_undelivered", measure)
+        answers = await asyncio.gather(*(world.client.get("/metrics") for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert most == 1
 
 
 # Many rows

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.upstream import catalogue
 from tests.faults import DelayedAnswer, crash, rows, status_of, timeline_of
 from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
@@ -576,11 +577,12 @@ async def test_input_that_the_catalogue_forbids_is_refused_with_pointers(
         assert await rows(world, "SELECT id FROM generations") == []
 
 
-@pytest.mark.parametrize("name", ["callback_url", "model"])
-async def test_parameters_that_genhook_sets_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", catalogue.RESERVED)
+async def test_parameters_that_genhook_sets_are_one_error(tmp_path: Path, name: str) -> None:
     async with opened(tmp_path) as world:
         for model in ("imagen4", "brand-new-9"):
             answer = await create(world, model, input={**PROMPT, name: "https://evil.example/"})
             assert answer.status_code == 422
-            assert answer.json()["errors"][0]["pointer"] == f"/input/{name}"
+            error = {"pointer": f"/input/{name}", "message": catalogue.RESERVED[name]}
+            assert answer.json()["errors"] == [error]
         assert world.upstream.creates == []

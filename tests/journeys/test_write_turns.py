@@ -27,6 +27,7 @@ OF_NO_TENANT = {
     "_delete_old",
     "_delete_unreferenced",
     "fold_usage",
+    "_reseal_page",
 }
 
 

@@ -35,6 +35,16 @@ def test_every_form_of_the_rfc_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fraction", "up"),
+    [("123", 0), ("123000000", 0), ("1235", 1), ("123000001", 1), ("123999999", 1)],
+)
+def test_a_time_finer_than_a_millisecond_is_between_two(fraction: str, up: int) -> None:
+    for second, at in (("2026-11-22T18:20:00", AT), ("1969-12-31T23:59:59", -877)):
+        text = f"{second}.{fraction}Z"
+        assert (parse_rfc3339(text), parse_rfc3339(text, round_up=True)) == (at, at + up)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

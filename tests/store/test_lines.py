@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,70 @@ async def test_a_tenants_requests_do_not_wait_for_its_own_heavy_units(waiting: L
     add(waiting, "a", 100, heavy)
     [request] = add(waiting, "a", 1, light)
     assert request in commit(waiting)
+
+
+async def one_at_a_time(waiting: Lines, tenants: dict[str, Any], groups: int) -> list[list[Item]]:
+    """Return the next groups; each tenant adds its next unit once its last one is committed."""
+    for tenant, unit in tenants.items():
+        add(waiting, tenant, 1, unit)
+    taken: list[list[Item]] = []
+    for _ in range(groups):
+        taken.append(commit(waiting))
+        for item in taken[-1]:
+            if item.tenant in tenants:
+                add(waiting, item.tenant, 1, tenants[item.tenant])
+    return taken
+
+
+async def test_a_light_unit_waits_for_no_round_of_heavy_ones(waiting: Lines) -> None:
+    heavy_tenants = {f"heavy{n}": heavy for n in range(20)}
+    for tenant in heavy_tenants:
+        learn_heavy(waiting, tenant)
+    groups = await one_at_a_time(waiting, heavy_tenants | {"a": light}, 60)
+    assert sum(item.tenant == "a" for items in groups for item in items) == 60
+    rounds = Counter(item.tenant for items in groups for item in items if item.unit is heavy)
+    assert set(rounds.values()) == {3}
+
+
+async def test_a_tenant_with_one_heavy_unit_at_a_time_writes_no_more_than_the_others(
+    waiting: Lines,
+) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "b", 5_000)
+    taken = counts(chain.from_iterable(await one_at_a_time(waiting, {"a": heavy}, 8)))
+    assert taken["a", "heavy"] >= 3
+    assert taken["a", "heavy"] * HEAVY <= taken["b", "light"] * lines.UNIT_ROWS + HEAVY
+
+
+async def test_a_heavy_unit_has_its_turn_among_any_number_of_light_ones(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    [mine] = add(waiting, "a", 1, heavy)
+    crowd = {f"light{n}": light for n in range(2 * lines.GROUP_MAX)}
+    groups = await one_at_a_time(waiting, crowd, lines.LEAD_ROWS)
+    assert any(mine in items for items in groups)
+
+
+async def test_what_is_put_back_is_not_charged(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    [mine] = add(waiting, "a", 1, heavy)
+    add(waiting, "z", 5_000)
+    for _ in range(3):
+        assert mine in waiting.take()
+        waiting.put_back([mine])
+
+
+async def test_the_emptied_lines_that_are_remembered_are_bounded(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "ENDS_MAX", 2)
+    add(waiting, "z", 2 * lines.GROUP_MAX)
+    for tenant in "abcd":
+        add(waiting, tenant, 1)
+    commit(waiting)
+    assert [tenant for tenant, _ in waiting._ends] == ["c", "d"]
+    while commit(waiting):
+        pass
+    assert not waiting._ends, "once nobody waits, nobody has to catch up"
 
 
 async def test_units_that_turn_out_heavy_keep_their_order(waiting: Lines) -> None:

@@ -18,6 +18,7 @@ from service.delivery.target import SendError
 from service.model import ids
 from service.model.clock import rfc3339
 from service.model.errors import StorageError
+from service.model.key import DEFAULT_TENANT
 from service.store import questions, writes
 from service.store.database import Transaction
 from service.store.item import Item
@@ -36,7 +37,7 @@ UNITS = [
     *("_record", "_claim_due", "record"),  # What upstream answered, and what it is sent again.
     *("store_hints", "write_proofs", "take", "expire", "plan_without_task"),
     *("record_attempts", "_record_with_health", "add", "_run_batch"),
-    *("fold_usage", "_delete_old", "_delete_unreferenced"),
+    *("fold_usage", "_delete_old", "_delete_unreferenced", "_reseal_page"),
 ]
 # Of units that only another genhook commits. One whose requests do the work shares a stored rate.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -252,5 +253,5 @@ async def test_a_unit_that_writes_nothing_runs_again_if_its_commit_breaks(
     async with relayed_world(tmp_path) as (world, relay):
         breaks = [lost]
         relay.loses = lambda unit: breaks.pop() if breaks and unit == "ensure" else None
-        await world.app.database.write(tenants.ensure, world.app.context, tenants.DEFAULT)
+        await world.app.database.write(tenants.ensure, world.app.context, DEFAULT_TENANT)
         assert breaks == []

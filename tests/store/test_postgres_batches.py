@@ -1,4 +1,4 @@
-"""Batches on PostgreSQL: how many of a unit are committed at once, and how much one may write."""
+"""Commits on PostgreSQL: batches of a unit, how much one may write, and writers that hang."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from service.model.errors import StorageBusyError
+from service.store import write_queue
 from service.store.database import Transaction
 from service.store.postgres import Database
-from service.store.postgres.database import BATCHES_MAX
+from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
+from service.store.postgres.transaction import ROWS_MAX
 from tests.store.test_postgres import database, increment, number, until
 
 __all__ = ["database"]  # The fixture.
@@ -86,3 +89,100 @@ async def test_the_end_commits_what_waits_for_other_batches_of_its_unit(database
     assert await asyncio.gather(*writes) == ["0", "1", "waits", 0]
     await database.open()
     assert await database.read(number) == 1
+
+
+class Fan:
+    """A batched unit that charges rows for each of its items: (tenant, rows)."""
+
+    def __init__(self) -> None:
+        self.tries: list[int] = []
+        self.batches: list[list[str]] = []  # Those that were not ended for their rows.
+
+    async def unit(self, tx: Transaction, items: Sequence[tuple[str, int]]) -> list[str]:
+        self.tries.append(len(items))
+        for tenant, rows in items:
+            tx.charge(tenant, rows)
+        self.batches.append([tenant for tenant, _ in items])
+        return self.batches[-1]
+
+    def write(self, database: Database, tenant: str, rows: int) -> Any:
+        return database.write_batched(self.unit, (tenant, rows), tenant=tenant)
+
+
+async def test_a_batch_of_too_many_rows_runs_with_fewer_items_and_the_others_later(
+    database: Database,
+) -> None:
+    fan = Fan()
+    writes = [fan.write(database, "t", 1_000) for _ in range(100)]
+    assert await asyncio.gather(*writes) == ["t"] * 100
+    assert fan.tries[0] == 100
+    assert max(map(len, fan.batches)) * 1_000 <= ROWS_MAX
+    assert fan.tries[-10:] == [1] * 10  # By then it is known how many rows each writes.
+
+
+async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: Database) -> None:
+    fan = Fan()
+    writes = [fan.write(database, "t", 1_000) for _ in range(10)]
+    await database.close()
+    assert [write.done() for write in writes] == [True] * 10
+    await database.open()
+
+
+async def test_one_item_may_write_more_rows_than_a_batch(database: Database) -> None:
+    fan = Fan()
+    writes = [fan.write(database, "t", 2 * ROWS_MAX) for _ in range(3)]
+    assert await asyncio.gather(*writes) == ["t"] * 3
+    assert [len(batch) for batch in fan.batches] == [1] * 3
+
+
+async def test_tenants_have_turns_by_the_rows_that_their_units_write(database: Database) -> None:
+    fan = Fan()
+    before = [fan.write(database, "many", 1_000), fan.write(database, "few", 1)]
+    await asyncio.gather(*before)
+    fan.batches.clear()
+    many = [fan.write(database, "many", 1_000) for _ in range(20)]
+    await asyncio.gather(*many, *(fan.write(database, "few", 1) for _ in range(50)))
+    assert fan.batches[0].count("many") == 1
+    assert fan.batches[0].count("few") == 50
+
+
+async def give_up(database: Database, unit: Any, count: int) -> None:
+    """Let the callers of so many units, which hang in commits, stop waiting."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
+        writes = [database.write(unit) for _ in range(count)]
+        results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageBusyError] * count
+
+
+async def test_one_commit_that_hangs_refuses_no_write_while_other_writers_are_free(
+    database: Database,
+) -> None:
+    may_end = asyncio.Event()
+
+    async def hang(_tx: Transaction) -> None:
+        await may_end.wait()
+
+    try:
+        await give_up(database, hang, WRITERS_MAX - 1)
+        assert await database.write(increment) == 0
+        assert await database.write_problem() is None
+    finally:
+        may_end.set()
+
+
+async def test_writes_are_refused_while_every_writer_hangs(database: Database) -> None:
+    may_end = asyncio.Event()
+
+    async def hang(_tx: Transaction) -> None:
+        await may_end.wait()
+
+    try:
+        await give_up(database, hang, WRITERS_MAX)
+        with pytest.raises(StorageBusyError, match="in time"):
+            database.write(increment)
+        assert await database.write_problem() == write_queue.STALLED
+    finally:
+        may_end.set()
+    await until(lambda: not database._queue.is_stalled)
+    assert await database.write(increment) == 0

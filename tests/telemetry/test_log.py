@@ -39,6 +39,14 @@ def test_lines_are_json_without_secrets_at_any_depth(console: Console) -> None:
         assert secret not in text
 
 
+def test_a_text_that_utf_8_cannot_hold_is_shown_and_raises_nothing(console: Console) -> None:
+    console.configure("info")
+    log.get().warning("unknown", name="GENHOOK_\udcff", nested=[{"\udc80": "\udcff"}], count=3)
+    [line] = console.lines()
+    assert (line["name"], line["nested"]) == (r"GENHOOK_\udcff", [{r"\udc80": r"\udcff"}])
+    assert line["count"] == 3
+
+
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colors_on_a_terminal_can_be_refused(
     no_color: str, monkeypatch: pytest.MonkeyPatch, console: Console

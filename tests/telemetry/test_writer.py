@@ -1,7 +1,7 @@
 """The writer of lines: in order, bounded, and never waiting for a reader."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -102,3 +102,17 @@ def test_secrets_are_cut_out_of_each_line_in_its_place(pipe: Pipe) -> None:
     lines = pipe.read(count)
     expected = [f"{n} [redacted]" if n in numbers else str(n) for n in range(count)]
     assert [line.decode() for line in lines] == expected
+
+
+def test_lines_that_cannot_be_cut_are_dropped_and_silence_no_others(pipe: Pipe) -> None:
+    def cut(lines: Sequence[str]) -> Sequence[str]:
+        if "bad" in lines:
+            raise RuntimeError("unexpected")
+        return lines
+
+    pipe.lines._cut = cut
+    pipe.lines.write("bad")
+    assert pipe.lines.drain(SECONDS)
+    pipe.lines.write("good")
+    assert pipe.read(1) == [b"good"]
+    assert pipe.dropped == 1

@@ -111,3 +111,36 @@ SCHEDULE: dict[str, Any] = {
     "id": "cdc73f9d-aea9-11e3-9d5a-835b769c0d9c",
     "resources": ["arn:aws:events:us-east-2:123456789012:rule/my-schedule"],
 }
+
+
+def load_balancer(method: str, path: str, headers: dict[str, str], body: str | None) -> Any:
+    """A load balancer; https://docs.aws.amazon.com/lambda/latest/dg/services-alb.html."""
+    path, _, query = path.partition("?")
+    group = (
+        f"arn:aws:elasticloadbalancing:us-east-2:{ACCOUNT}:targetgroup/lambda-279XGJDqGZ5rsrHC2Fjr"
+    )
+    return {
+        "requestContext": {"elb": {"targetGroupArn": f"{group}/49e9d65c45c6791a"}},
+        "httpMethod": method,
+        "path": path,
+        "queryStringParameters": dict(pair.split("=") for pair in query.split("&"))
+        if query
+        else {},
+        "headers": {"host": "lambda-alb-123578498.us-east-2.elb.amazonaws.com", **headers},
+        "body": body or "",
+        "isBase64Encoded": False,
+    }
+
+
+# https://docs.aws.amazon.com/apigateway/latest/developerguide/apigateway-websocket-api-route-keys-connect-disconnect.html
+WEBSOCKET = {
+    "headers": {"Host": "abcd1234.execute-api.us-east-1.amazonaws.com"},
+    "requestContext": {
+        "routeKey": "$connect",
+        "eventType": "CONNECT",
+        "connectionId": "L0SM9cOFvHcCIhw=",
+        "stage": "Prod",
+        "apiId": "abcd1234",
+    },
+    "isBase64Encoded": False,
+}

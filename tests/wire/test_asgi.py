@@ -226,6 +226,29 @@ async def test_below_a_path_all_of_it_answers(app: "Entry", mount: Any, path: st
     await app.stop()
 
 
+# As granian ends without a lifespan: it cancels nothing that runs.
+ENDS_WITHOUT_A_WORD = """
+import asyncio, httpx
+from service.asgi import app
+
+async def ask():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        while (await client.get("http://genhook/readyz")).json()["checks"]["worker"] != "ok":
+            pass
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(ask())
+loop.close()
+"""
+
+
+def test_a_process_ends_though_its_server_cancels_no_tasks(tmp_path: Path) -> None:
+    environ = {**surroundings(), "PYTHONPATH": paths(), **KEYS}
+    line = [sys.executable, "-c", ENDS_WITHOUT_A_WORD]
+    process = subprocess.run(line, cwd=tmp_path, env=environ, timeout=END_SECONDS, check=False)  # noqa: S603
+    assert process.returncode == 0
+
+
 async def test_a_start_that_fails_is_said_and_tried_again(
     app: "Entry", monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,47 @@ def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Pat
     assert TOKEN not in "".join(lines.values())
 
 
+@contextmanager
+def behind_caddy(folder: Path, genhook: str) -> Iterator[httpx.Client]:
+    """Run Caddy with the file of `deploy/` in front of genhook, without TLS; yield a client."""
+    url = f"http://127.0.0.1:{free_port()}"
+    text = (DEPLOY / "Caddyfile").read_text("utf-8")
+    changes = {"/var/log/caddy": str(folder), "same path.\n{": "same path.\n{\n\tadmin off"}
+    (folder / "Caddyfile").write_text(replaced(text, **changes), "utf-8")
+    environ = {**surroundings(), "DOMAIN": url, "ADDRESS": genhook.removeprefix("http://")}
+    environ |= dict.fromkeys(("XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
+    line = [programs.find("caddy"), "run", "--config", "Caddyfile"]
+    with subprocess.Popen(line, cwd=folder, env=environ) as process:  # noqa: S603
+        try:
+            transport = httpx.HTTPTransport(retries=10)  # Until it listens.
+            with httpx.Client(transport=transport, base_url=url, timeout=20) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+def test_caddy_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Path) -> None:
+    programs.find("caddy")
+    folder = tmp_path / "caddy"
+    folder.mkdir()
+    paths = ("callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone")
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
+        with behind_caddy(folder, genhook.url) as client:
+            assert client.get("/readyz?a=%20").json()["status"] == "ready"
+            for path in paths:
+                answer = client.post(f"/{path}/apiinone/{TOKEN}", json={})
+                assert answer.status_code in (404, 405)
+            genhook.end()
+            for path in paths:
+                assert client.post(f"/{path}/apiinone/{TOKEN}", json={}).status_code == 502
+        lines = logs(folder)
+    for shown in ("/callbacks/...", "/%...", "/callback%...", "/callbacks%..."):
+        assert f'"uri":"{shown}"' in lines["genhook.log"]
+    assert '"uri":"/readyz?a=%20"' in lines["genhook.log"]
+    assert '"uri":"/callbacks/..."' in lines["caddy.log"]
+    assert TOKEN not in "".join(lines.values())
+
+
 def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:
     program = programs.find("systemd-analyze", package="systemd")
     text = (DEPLOY / "genhook.service").read_text("utf-8")

@@ -19,7 +19,7 @@ from service.store.database import Transaction
 from service.store.postgres import Database, ownership
 from service.ticks import Ticks
 from tests import engine
-from tests.cli.test_serve import KEYS, start
+from tests.cli.test_serve import KEYS, ended, start
 from tests.harness import Harness, opened, success_report
 from tests.store.test_workers import until
 from tests.wire.pooler import pooled
@@ -184,6 +184,18 @@ def test_a_command_that_works_ends_with_a_sentence_behind_a_pooler(
     assert process.returncode == 1
     assert REFUSED in out + err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("line", ["--from {file} --to {url}", "--from {url} --to {file}"])
+def test_a_copy_ends_with_a_sentence_behind_a_pooler(
+    tmp_path: Path, postgres: engine.Schemas, line: str
+) -> None:
+    file = "sqlite:///genhook.db"
+    assert ended(tmp_path, "migrate", **KEYS, GENHOOK_DATABASE_URL=file)[0] == 0
+    with pooled(tmp_path, postgres.database_of(tmp_path)) as pooler:
+        status, err = ended(tmp_path, "copy", *line.format(file=file, url=pooler).split(), **KEYS)
+    assert status == 1
+    assert err.startswith(f"genhook: {REFUSED}"), err
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ EVENTS: dict[str, tuple[Event, str]] = {
     "HTTP API, payload 2.0": (lambda_events.http_api_v2, ""),
     "HTTP API with a named stage": (named_stage, "/prod"),
     "function URL": (lambda_events.function_url, ""),
+    "load balancer": (lambda_events.load_balancer, ""),
 }
 
 
@@ -122,6 +123,8 @@ def test_requests_of_every_kind_are_answered(tmp_path: Path, name: str) -> None:
         refused = call(event("GET", "/v1/subscribers", {}, None))
         assert (refused["statusCode"], refused["isBase64Encoded"]) == (401, False)
         assert json.loads(refused["body"])["code"] == "unauthorized"
+        head = call(event("HEAD", "/healthz", {}, None))
+        assert (head["statusCode"], head["body"]) == (200, "")
         forged = call(event("POST", "/callbacks/apiinone/forged", {}, "{}"))
         assert json.loads(forged["body"])["code"] == "token_invalid"
 
@@ -143,7 +146,10 @@ def test_a_body_that_cannot_be_read_is_answered_400(tmp_path: Path, name: str) -
         assert call(no_headers)["statusCode"] == 200
 
 
-@pytest.mark.parametrize("event", [{}, [], {"Records": [{"eventSource": "aws:sqs"}]}])
+OTHER_EVENTS = [{}, [], {"Records": [{"eventSource": "aws:sqs"}]}, lambda_events.WEBSOCKET]
+
+
+@pytest.mark.parametrize("event", OTHER_EVENTS)
 def test_an_event_of_another_kind_is_refused_with_a_sentence(tmp_path: Path, event: Any) -> None:
     with function(tmp_path) as call, pytest.raises(pytest.fail.Exception, match="of a schedule"):
         call(event)

@@ -37,7 +37,7 @@ from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Turns, within
-from service.store.postgres.transaction import Transaction
+from service.store.postgres.transaction import ROWS_MAX, TooManyRowsError, Transaction
 from service.store.shards import shard_of
 from service.store.writes import Writes, follow_up
 from service.telemetry import log
@@ -73,6 +73,7 @@ class Database(Writes):
         writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
+        self._queue.writers = writers
         self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
@@ -189,6 +190,7 @@ class Database(Writes):
                 self._full.add(unit)
                 continue
             await self._writers.acquire()
+            self._queue.begin(batch)
             task = asyncio.create_task(self._commit(batch), name="commit")
             self._commits[task] = unit
             task.add_done_callback(self._finish_commit)
@@ -202,9 +204,17 @@ class Database(Writes):
         self._wake.set()
 
     async def _commit(self, batch: Sequence[Item]) -> None:
-        """Commit items of one unit, each alone where they fail together."""
+        """Commit items of one unit, each alone where they fail together.
+
+        If they would write more than ROWS_MAX rows, the last ones wait for their next turn.
+        """
         try:
             await self._run_batch(batch)
+        except TooManyRowsError as error:
+            few = max(len(batch) * ROWS_MAX // error.rows, 1)
+            self._queue.put_back(batch[few:])
+            await self._commit(batch[:few])
+            return
         except Exception as error:  # noqa: BLE001  it becomes the callers' error
             if len(batch) == 1 or is_failure(error):
                 self._fail(batch, error)
@@ -214,8 +224,7 @@ class Database(Writes):
                         await self._run_batch([item])
                     except Exception as own:  # noqa: BLE001  the same
                         self._fail([item], own)
-        finally:
-            self._queue.finish(batch)
+        self._queue.finish(batch)
 
     async def _run_batch(self, batch: Sequence[Item]) -> None:
         """Run one unit, or one batched unit with all its items, and give them their results."""
@@ -224,6 +233,7 @@ class Database(Writes):
         if tx.charged:
             note_rows(tx.charged, batch)
         for item, result in zip(batch, results, strict=True):
+            item.has_run = True
             if not item.future.done():
                 item.future.set_result(result)
         follow_up(tx.after)
@@ -263,6 +273,7 @@ class Database(Writes):
     async def _run_batched(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
         async with self._pool.transaction() as connection:
             tx = self._transaction(connection)
+            tx.has_many_items = len(batch) > 1
             results = await batch[0].unit(tx, [item.args[0] for item in batch])
             assert len(results) == len(batch), "a batched unit returned too few results"
         return results, tx

@@ -49,7 +49,7 @@ _CLASS = "SELECT CAST(genhook_id AS TEXT) FROM schema_version"
 _PID = "SELECT pg_backend_pid()"
 POOLED = (
     "a pooler such as PgBouncer stands before the database, and due work needs a session of its "
-    "own: have workers and ticks connect to the server itself, and only processes with "
+    "own: have workers, ticks and copies connect to the server itself, and only processes with "
     "GENHOOK_WORKER=off to the pooler"
 )
 _OWN_STATE = "SELECT state FROM pg_stat_activity WHERE pid = pg_backend_pid()"

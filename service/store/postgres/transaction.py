@@ -13,6 +13,7 @@ _LOCK_NAMES = """
 SELECT pg_advisory_xact_lock(hashtextextended('genhook ' || current_schema() || ' ' || name, 0))
 FROM unnest(CAST($1 AS TEXT[])) name"""
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
+ROWS_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 # An INSERT of one row whose values are the parameters in order, without DO UPDATE, which must not
@@ -22,10 +23,27 @@ _joined: dict[str, str] = {}  # INSERTs of many rows, by the statement's name.
 Arguments = tuple[Any, ...]
 
 
+class TooManyRowsError(Exception):
+    """A batch would write more than ROWS_MAX rows: it has to run with fewer items."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(f"{rows} rows in one batch")
+        self.rows = rows
+
+
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_is_pooled", "_shards", "after", "charged", "locked", "now")
+    __slots__ = (
+        "_connection",
+        "_is_pooled",
+        "_shards",
+        "after",
+        "charged",
+        "has_many_items",
+        "locked",
+        "now",
+    )
 
     def __init__(
         self,
@@ -40,6 +58,7 @@ class Transaction:
         self._shards = list(shards)  # For the marks `held` and `held_id`.
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
+        self.has_many_items = False
         self.locked: set[str] = set()
         self.now = now
 
@@ -120,8 +139,13 @@ class Transaction:
         self.after.append((do, args))
 
     def charge(self, tenant: str, rows: int) -> None:
-        """Count rows that are written on account of a tenant, where they may be many."""
+        """Count rows that are written on account of a tenant, where they may be many.
+
+        TooManyRowsError if they are too many for a batch of several items.
+        """
         self.charged[tenant] += rows
+        if self.has_many_items and (total := self.charged.total()) > ROWS_MAX:
+            raise TooManyRowsError(total)
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
         source: Any = self._connection

@@ -29,18 +29,20 @@ WITH RECURSIVE lane (subscriber_id) AS (
 SELECT lane.subscriber_id FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
 
 -- name: stats_oldest
--- The smallest id among the deliveries at both ends of the due times. The index does not contain ids,
--- and a paused subscriber may have a million pending deliveries, so not all of them are read.
-SELECT min(id) AS id FROM (
+-- The smallest id of each of these subscribers among the deliveries at both ends of the due times. The
+-- index does not contain ids, and a paused subscriber may have a million pending deliveries, so not all
+-- of them are read.
+SELECT lane.value AS subscriber_id, (SELECT min(id) FROM (
     SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
-        WHERE status = 'pending' AND subscriber_id = :subscriber_id
+        WHERE status = 'pending' AND subscriber_id = lane.value
             AND {is_tried attempt_count} = 0 ORDER BY due_at LIMIT :limit) few_first
     UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
-        WHERE status = 'pending' AND subscriber_id = :subscriber_id
+        WHERE status = 'pending' AND subscriber_id = lane.value
             AND {is_tried attempt_count} = 1 ORDER BY due_at LIMIT :limit) few_retries
     UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
-        WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND {is_tried attempt_count} = 1 ORDER BY due_at DESC LIMIT :limit) few_last) few;
+        WHERE status = 'pending' AND subscriber_id = lane.value
+            AND {is_tried attempt_count} = 1 ORDER BY due_at DESC LIMIT :limit) few_last) few) AS id
+FROM {rows}(:ids) lane;
 
 -- name: stats_due
 -- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed is not.

@@ -98,6 +98,8 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
     StorageError if that fails.
     """
     connection = Connection(partial(_open, path, descriptor=descriptor), 64)
+    # A server may end its event loop without a word, and the process must end then.
+    connection._thread.daemon = True  # noqa: SLF001
     try:
         await connection
     except BaseException as error:
