@@ -17,6 +17,7 @@ from service.delivery import tenants
 from service.delivery.target import Sender
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
+from service.delivery.webhook.proxy import ProxiedSender
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
 from service.model.errors import SettingsError, StorageError
@@ -212,8 +213,6 @@ def new_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
 def _sender(settings: Settings) -> Sender:
     connections = settings.max_in_flight + SPARE_CONNECTIONS
     if settings.http_proxy:
-        from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
-
         ssl_context = tls_context(settings.ca_file)
         return ProxiedSender(settings.http_proxy, ssl_context, connections=connections)
     policy = egress.Policy(settings.allow_http, settings.allow_networks)

@@ -46,13 +46,15 @@ def rotate_sealed(
     overlap; VaultError otherwise: another process may have the key, and sign with them.
     """
     vault = call.context.vault
+    secret, overlap_seconds = rotation
+    fresh = signing.new_secrets(call.context.random_bytes, **kind)
+    fresh = msgspec.structs.replace(fresh, current=secret)
     try:
-        secrets = signing.unseal(vault, sealed, owner_id).rotated(*rotation, now)
+        secrets = signing.unseal(vault, sealed, owner_id).rotated(fresh, overlap_seconds, now)
     except VaultError:
-        if rotation[1]:
+        if overlap_seconds:
             raise
-        fresh = signing.new_secrets(call.context.random_bytes, **kind)
-        secrets = msgspec.structs.replace(fresh, current=rotation[0])
+        secrets = fresh
     return secrets, signing.seal(vault, secrets, owner_id)
 
 

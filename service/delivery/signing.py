@@ -113,28 +113,35 @@ def _decode(text: str, prefix: str) -> bytes:
 
 
 class Previous(msgspec.Struct, frozen=True):
-    """A secret that still signs beside the current one until `expires_at`."""
+    """A secret and its ed25519 key, which sign beside the current ones until `expires_at`."""
 
     secret: str
     expires_at: int
+    private_key: str | None = None
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """The current secret, those that it replaced, and an ed25519 key for `v1a`."""
+    """The current secret, an ed25519 key for `v1a`, and what they replaced."""
 
     current: str
     previous: tuple[Previous, ...] = ()
     private_key: str | None = None
 
-    def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
-        """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`.
+    def rotated(self, new: "Secrets", overlap_seconds: int, now: int) -> "Secrets":
+        """Return `new` as the current secrets; the old ones sign for `overlap_seconds`.
 
-        0 seconds end every overlap: that is for a secret that leaked. `new` may be the current one.
+        0 seconds end every overlap: that is for a leak. If the new secret is the current one, the
+        ed25519 key stays too, and only the overlap changes.
         """
-        replaced = [Previous(self.current, now + overlap_seconds * SECOND), *self.previous]
-        valid = [p for p in replaced if p.expires_at > now and p.secret != new]
+        new = self if new.current == self.current else new
+        replaced = [
+            Previous(self.current, now + overlap_seconds * SECOND, self.private_key),
+            *self.previous,
+        ]
+        pair = new.current, new.private_key
+        valid = [p for p in replaced if p.expires_at > now and (p.secret, p.private_key) != pair]
         valid = valid if overlap_seconds else []
-        return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
+        return Secrets(new.current, tuple(valid[:PREVIOUS_MAX]), new.private_key)
 
 
 # msgspec prepares a struct at its first use, and crashes if two threads do that at once.
@@ -173,12 +180,17 @@ class Signer:
     """Signs messages with keys that are decoded and prepared once for a recipient."""
 
     def __init__(self, secrets: Secrets) -> None:
-        expiries = [(secrets.current, math.inf), *map(msgspec.structs.astuple, secrets.previous)]
+        current = secrets.current, math.inf, secrets.private_key
+        owned = [current, *map(msgspec.structs.astuple, secrets.previous)]
         self._keys = [
             (hmac.new(decode_secret(secret), digestmod="sha256"), expires_at)
-            for secret, expires_at in expiries
+            for secret, expires_at, _ in owned
         ]
-        self._seed = secrets.private_key and decode_private_key(secrets.private_key)
+        self._seeds = [
+            (decode_private_key(private_key), expires_at)
+            for _, expires_at, private_key in owned
+            if private_key
+        ]
 
     def header(self, message_id: str, now: int, body: bytes) -> str:
         """Return the `webhook-signature` value for a message that leaves at `now`."""
@@ -186,6 +198,7 @@ class Signer:
         signatures = [
             sign_content(key, content) for key, expires_at in self._keys if expires_at > now
         ]
-        if self._seed:
-            signatures.append(sign_asymmetric(self._seed, content))
-        return " ".join(signatures)
+        signatures += [
+            sign_asymmetric(seed, content) for seed, ends_at in self._seeds if ends_at > now
+        ]
+        return " ".join(dict.fromkeys(signatures))  # Once, if a secret came back.

@@ -57,6 +57,13 @@ async def test_a_subscriber_is_created_tested_paused_resumed_rotated_and_deleted
     assert (await world.get("/v1/subscribers"))["data"] == []
 
 
+async def test_a_rotation_shows_the_new_public_key_of_v1a(world: Harness, browser: Browser) -> None:
+    subscriber = await world.subscribe(signature="v1a")
+    page = await browser.post(f"/subscribers/{subscriber['id']}/rotate")
+    shown = await world.get(f"/v1/subscribers/{subscriber['id']}/secret")
+    assert f"Its public key: {shown['public_key']}" in text_of(page)
+
+
 async def test_a_test_that_fails_says_why(world: Harness, browser: Browser) -> None:
     subscriber = await world.subscribe()
     world.subscribers.answers[SUBSCRIBER_URL].append(500)

@@ -143,6 +143,15 @@ def test_a_named_form_opens_only_the_ipv4_addresses_that_pass_alone(
     assert refuse_address(inside, allowing(network, "127.0.0.0/8")) is None
 
 
+@pytest.mark.parametrize("interface", ["0:5efe", "200:5efe"])
+def test_an_isatap_address_is_as_its_ipv4_address_in_any_network(interface: str) -> None:
+    policy = allowing()
+    inside, public = f"2001:4860::{interface}:7f00:1", f"2001:4860::{interface}:808:808"
+    assert refuse_address(inside, policy) == "a loopback address"
+    assert refuse_address(public, policy) is None
+    assert refuse_address(inside, allowing("127.0.0.0/8")) is None
+
+
 @pytest.mark.parametrize(
     "inside",
     [
@@ -280,7 +289,12 @@ def test_any_text_is_either_refused_or_a_url_in_plain_ascii(text: str) -> None:
         if refuse_url(url, CLOSED) is None:
             target = parse_target(url)
             assert target.url.isascii()
-            assert not set(target.url) & set(" \r\n\t\\#@\0")
+            assert not set(target.url) & set(" \r\n\t\\#\0")
+            assert "@" not in target.origin  # A path may have it.
+
+
+def test_a_path_may_have_an_at_sign() -> None:
+    assert refuse_url("https://example.com/@me", CLOSED) is None
 
 
 def test_a_url_is_taken_apart_and_encoded() -> None:

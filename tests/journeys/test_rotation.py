@@ -1,12 +1,15 @@
 """Rotation: the old secret signs beside the new one for as long as was asked, and no longer."""
 
 import base64
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from standardwebhooks import Webhook
 
 from tests.harness import Harness, SentWebhook, opened
@@ -199,15 +202,71 @@ async def test_a_secret_of_ones_own_is_taken_and_a_weak_one_refused(tmp_path: Pa
         assert_signed(await latest(world), own, made["secret"])
 
 
-async def test_an_asymmetric_subscriber_signs_with_all_three(tmp_path: Path) -> None:
+def verified_by(public_key: str, sent: SentWebhook) -> bool:
+    """Return whether one of the `v1a` signatures is of the key."""
+    raw = base64.b64decode(public_key.removeprefix("whpk_"))
+    key = ed25519.Ed25519PublicKey.from_public_bytes(raw)
+    headers = sent.headers
+    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + sent.body
+    for one in headers["webhook-signature"].split(" "):
+        version, _, signature = one.partition(",")
+        if version == "v1a":
+            with contextlib.suppress(InvalidSignature):
+                key.verify(base64.b64decode(signature), content)
+                return True
+    return False
+
+
+async def test_both_key_pairs_sign_until_the_overlap_ends(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = await world.subscribe(**ONE, signature="v1a")
-        rotated = await rotate(world, made)
+        old = await world.get(f"/v1/subscribers/{made['id']}/secret")
+        new = await rotate(world, made, overlap_seconds=600)
+        assert new["public_key"] != old["public_key"]
+        assert await world.get(f"/v1/subscribers/{made['id']}/secret") == new
         sent = await latest(world)
         kinds = [one.partition(",")[0] for one in sent.headers["webhook-signature"].split(" ")]
-        assert kinds == ["v1", "v1", "v1a"]
-        shown = await world.get(f"/v1/subscribers/{made['id']}/secret")
-        assert shown["public_key"] == rotated["public_key"]
+        assert kinds == ["v1", "v1", "v1a", "v1a"]
+        assert verified_by(new["public_key"], sent)
+        assert verified_by(old["public_key"], sent)
+        await world.run(600)
+        sent = await latest(world)
+        assert verified_by(new["public_key"], sent)
+        assert not verified_by(old["public_key"], sent)
+
+
+async def test_a_key_that_leaked_signs_no_more_after_a_rotation_without_overlap(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, signature="v1a")
+        old = await world.get(f"/v1/subscribers/{made['id']}/secret")
+        new = await rotate(world, made, overlap_seconds=0)
+        sent = await latest(world)
+        assert verified_by(new["public_key"], sent)
+        assert not verified_by(old["public_key"], sent)
+
+
+async def test_a_rotation_to_the_current_secret_keeps_its_key_pair(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, signature="v1a")
+        current = await rotate(world, made)
+        ended = await rotate(world, made, secret=current["secret"], overlap_seconds=0)
+        assert ended == {**current, "previous_expires_at": None}
+
+
+async def test_a_secret_that_comes_back_gets_another_key_pair_and_signs_once(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, signature="v1a")
+        first = await world.get(f"/v1/subscribers/{made['id']}/secret")
+        second = await rotate(world, made)
+        third = await rotate(world, made, secret=first["secret"])
+        sent = await latest(world)
+        kinds = [one.partition(",")[0] for one in sent.headers["webhook-signature"].split(" ")]
+        assert kinds == ["v1", "v1", "v1a", "v1a", "v1a"]
+        assert all(verified_by(one["public_key"], sent) for one in (first, second, third))
 
 
 async def test_the_tenants_own_secret_rotates_for_every_notify_url(tmp_path: Path) -> None:

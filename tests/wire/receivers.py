@@ -64,6 +64,22 @@ class Peer:
         self._receiver.requests.append(whole)
         return whole
 
+    async def handshake(self, context: ssl.SSLContext) -> None:
+        """Shake hands by TLS, which has to fail; send the alert, which asyncio would drop."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.write(outgoing.read())
+                incoming.write(await self._reader.read(65536))
+            except ssl.SSLError:
+                await self.write(outgoing.read())
+                return
+            else:
+                raise AssertionError("the handshake succeeded")
+
     async def write(self, data: bytes) -> None:
         if self._writer.is_closing():  # uvloop raises RuntimeError for it.
             raise ConnectionResetError

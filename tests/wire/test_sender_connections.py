@@ -492,3 +492,10 @@ async def test_closing_ends_what_is_in_flight_and_leaves_nothing_behind() -> Non
         with pytest.raises(SenderClosed):
             await post(sender, receiver.target)
     gc.collect()  # What was not closed complains here.
+
+
+async def test_nothing_is_kept_of_a_receiver_that_closes_each_connection() -> None:
+    answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+    async with receiving(always(answer)) as receiver, sending() as sender:
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 60)).status_code == 204
+        assert sender._idle == {}

@@ -31,6 +31,12 @@ async def test_a_sender_uses_it_by_default() -> None:
         assert (await sender.send(receiver.target, HEADERS, b"{}", 60)).status_code == 204
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that waits for a place in vain fails soon."""
+    monkeypatch.setattr(lookups, "WAIT_SECONDS", 5.0)
+
+
 class Names:
     """A name server for tests: names under dead.test are answered when `end` is called.
 
@@ -122,7 +128,7 @@ async def test_a_name_that_was_quick_waits_for_none_that_hang() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 1e6])
 async def test_a_name_that_failed_waits_apart_until_it_is_quick(seconds: float) -> None:
     names = Names()
-    queue = Lookups(names, places=4, now=lambda: names.now)
+    queue = Lookups(names, places=4, slow_seconds=1e3, now=lambda: names.now)
     await names.let_go(await names.hang(queue, ["0.dead.test", "1.dead.test"]))
     await names.let_go(await names.hang(queue, ["2.dead.test", "3.dead.test"]))
     names.now += seconds

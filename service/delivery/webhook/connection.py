@@ -17,10 +17,16 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     """TLS 1.2 or newer with verified names, by the system's trust store and `ca_file` beside it."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False  # Only the names that a certificate is for.
     context.set_alpn_protocols(["http/1.1"])
     if ca_file:
         context.load_verify_locations(ca_file)
     return context
+
+
+def tls_reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's reason in words, such as "wrong version number"."""
+    return (error.reason or "no reason given").replace("_", " ").lower()
 
 
 # The end of a head, and the parts of a head that the parser refused: it may have bare line feeds or
@@ -133,6 +139,9 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and exc is None and self._ends_with_connection():
             self._state = "last"
             self._finish()
+        if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):
+            # By TLS 1.3 a receiver refuses the sender only after the handshake.
+            self.fail(SendError("tls_failed", f"The receiver ended TLS: {tls_reason(exc)}."))
         self.fail(SendError("connection_closed", "The receiver closed the connection too early."))
         self._lost(self)
 

@@ -133,7 +133,8 @@ def _list_embedded(
     if isinstance(address, ipaddress.IPv4Address):
         return []
     embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _LOW_32_BITS) and int(address) > 1:
+    is_isatap = int(address) >> 32 & 0xFDFFFFFF == 0x5EFE  # In any network (RFC 5214).
+    if is_isatap or (any(address in network for network in _LOW_32_BITS) and int(address) > 1):
         embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address in _LOCAL_NAT64:  # A translator may use any length of prefix in it (RFC 6052).
         bits = int(address)

@@ -1,99 +1,118 @@
 """Sends webhooks through an outgoing HTTP proxy, which then decides which addresses are allowed."""
 
 import asyncio
-import contextlib
+import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
 
-import httpx
+import msgspec
 
-from service.delivery.target import Answer, SenderClosed, SendError, Target
-from service.delivery.webhook import request
+from service.delivery.target import PORTS, SendError, Target
+from service.delivery.webhook import egress, request
+from service.delivery.webhook.connection import Connection
+from service.delivery.webhook.sender import WebhookSender
+
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
-class ProxiedSender:
-    """Sends through `proxy_url` (http or https, with or without a user name and password).
+class ProxiedSender(WebhookSender):
+    """Sends through `proxy_url`, http or https.
 
-    It uses httpx's transport without its client: the client would follow redirects, keep cookies,
-    add headers and read proxies from the environment.
+    The proxy connects to https receivers by CONNECT, and sends to http receivers itself. Answers
+    are read by the same code as without a proxy, and so within the same limits.
     """
 
     def __init__(
         self, proxy_url: str, ssl_context: ssl.SSLContext, *, connections: int = 1024
     ) -> None:
-        self._is_closed = False
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=ssl_context,
-            trust_env=False,
-            proxy=proxy_url,
-            limits=httpx.Limits(max_connections=connections, keepalive_expiry=30.0),
-        )
+        # The policy does not count: the proxy resolves names.
+        super().__init__(egress.Policy(), ssl_context=ssl_context, connections=connections)
+        parts = urlsplit(proxy_url)
+        self._proxy_host = parts.hostname or ""
+        self._proxy_port = parts.port or PORTS[parts.scheme]
+        self._proxy_context = ssl_context if parts.scheme == "https" else None
 
-    async def send(
-        self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
-    ) -> Answer:
-        """Like `WebhookSender.send`, but an answer that breaks off is a `protocol_error`.
+    def _encode(self, target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
+        if not target.tls:
+            head = target.head.replace(b"POST ", b"POST " + target.origin.encode(), 1)
+            target = msgspec.structs.replace(target, head=head)
+        return super()._encode(target, headers, body)
 
-        httpx does not distinguish it from an answer that is not valid.
-        """
-        request.encode_request(
-            target, headers, b""
-        )  # Raises ValueError for headers that cannot be sent.
-        post = httpx.Request("POST", target.url, headers=headers, content=body)
-        ends_at = asyncio.get_running_loop().time() + deadline_seconds
+    async def _connect(self, target: Target, ends_at: float) -> tuple[Connection, float]:
+        return await self._connect_to_any([self._proxy_host], target, ends_at), ends_at
+
+    async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
+        if not target.tls:
+            await self._reach(ip, lambda: connection)
+            return
+        transport, tunnel = await self._reach(ip, _Tunnel)
         try:
-            async with asyncio.timeout_at(ends_at):
-                response = await self._transport.handle_async_request(post)
-            return await self._read(response, ends_at)
-        except TimeoutError as error:
-            raise SendError("timeout", "There was no complete answer in time.") from error
-        except (httpx.HTTPError, RuntimeError) as error:
-            if self._is_closed:
-                raise SenderClosed from error
-            if isinstance(error, RuntimeError):
-                raise
-            raise _send_error(error) from error
+            await tunnel.open(transport, target)
+            tls = await self._loop.start_tls(
+                transport,
+                connection,
+                self._ssl_context,  # type: ignore[arg-type]  # `__init__` was given one
+                server_hostname=target.host,
+            )
+        except BaseException:
+            transport.abort()
+            raise
+        assert tls is not None
+        connection.connection_made(tls)  # `start_tls` does not call it.
 
-    async def close(self) -> None:
-        """Close all connections; whoever waits for an answer gets SenderClosed."""
-        self._is_closed = True
-        await self._transport.aclose()
-
-    async def _read(self, response: httpx.Response, ends_at: float) -> Answer:
-        """Return the answer; its head counts though the body breaks off, or comes too slowly."""
-        body = bytearray()
-        async with contextlib.aclosing(response):
-            try:
-                async with asyncio.timeout_at(ends_at):
-                    async for part in response.aiter_raw():
-                        body += part[: request.BODY_BYTES - len(body)]
-                        if response.num_bytes_downloaded > request.READ_BYTES:
-                            break
-            except (TimeoutError, httpx.HTTPError):
-                if self._is_closed:
-                    raise
-        raw = response.headers.raw
-        if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:
-            raise request.head_too_large()
-        lines = raw[: request.HEADERS]
-        headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in lines]
-        return Answer(response.status_code, tuple(headers), bytes(body))
+    async def _reach(self, host: str, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+        try:
+            return await self._loop.create_connection(
+                protocol, host, self._proxy_port, ssl=self._proxy_context
+            )
+        except OSError as error:
+            raise _proxy_error("could not be reached") from error
 
 
-def _send_error(error: httpx.HTTPError) -> SendError:
-    """Translate the reason why there was no answer."""
-    cause: BaseException = error
-    while earlier := cause.__cause__ or cause.__context__:
-        cause = earlier
-    match error:
-        case httpx.ProxyError():
+class _Tunnel(asyncio.Protocol):
+    """Asks a proxy to connect to a receiver."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self, transport: asyncio.Transport, target: Target) -> None:
+        """Return when what is written reaches the target; SendError if the proxy refuses."""
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        authority = f"{host}:{target.port}"
+        transport.write(f"CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n".encode())
+        await self._answered
+
+    def data_received(self, data: bytes) -> None:
+        """Read the head of the proxy's answer; nothing may follow it, as the receiver waits."""
+        self._head += data
+        _, end, rest = self._head.partition(b"\r\n\r\n")
+        if not end and len(self._head) <= request.HEAD_BYTES:
+            return
+        status = _STATUS.match(self._head)
+        if status is None:
+            self._end(_proxy_error("refused: no status"))
+        elif not status[1].startswith(b"2"):
             # Not in its own words: they may name internal addresses, and the tenant reads this.
-            status = str(error)[:3] if str(error)[:3].isdecimal() else "no status"
-            return SendError("connect_failed", f"The outgoing proxy refused: {status}.")
-        case httpx.ConnectError() if isinstance(cause, ssl.SSLError):
-            return SendError("tls_failed", "The receiver's TLS handshake or certificate failed.")
-        case httpx.ConnectError():
-            return SendError("connect_failed", "The outgoing proxy could not be reached.")
-        case httpx.RemoteProtocolError():
-            return SendError("protocol_error", "The answer broke off or is not valid HTTP/1.1.")
-    return SendError("connection_closed", "The connection was closed too early.")
+            self._end(_proxy_error(f"refused: {status[1].decode()}"))
+        else:
+            self._end(_proxy_error("gave no valid answer") if rest or not end else None)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """The proxy closed the connection without an answer."""
+        self._end(_proxy_error("closed the connection"))
+
+    def _end(self, error: SendError | None) -> None:
+        if self._answered.done():
+            return
+        if error:
+            self._answered.set_exception(error)
+        else:
+            self._answered.set_result(None)
+
+
+def _proxy_error(what: str) -> SendError:
+    return SendError("connect_failed", f"The outgoing proxy {what}.")

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from service.delivery.target import Answer, SenderClosed, SendError, Target
 from service.delivery.webhook import egress
-from service.delivery.webhook.connection import Connection, tls_context
+from service.delivery.webhook.connection import Connection, tls_context, tls_reason
 from service.delivery.webhook.lookups import Addresses, Lookup, Lookups
 from service.delivery.webhook.request import encode_request
 
@@ -62,7 +62,7 @@ class WebhookSender:
         A request is written a second time only if it went out on a reused connection that the
         receiver may have closed before: it ended soon, without one byte of an answer.
         """
-        request = encode_request(target, headers, body)
+        request = self._encode(target, headers, body)
         began = self._loop.time()
         ends_at = began + deadline_seconds
         connection = self._take_idle(target.origin)
@@ -88,6 +88,9 @@ class WebhookSender:
             connection.fail(SenderClosed())
         if self._open:
             await self._closed.wait()
+
+    def _encode(self, target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
+        return encode_request(target, headers, body)
 
     async def _exchange(self, connection: Connection, request: bytes, ends_at: float) -> Answer:
         waiter: asyncio.Future[Answer] = self._loop.create_future()
@@ -155,13 +158,7 @@ class WebhookSender:
         connection = Connection(target.origin, self._remove)
         self._open.add(connection)
         try:
-            await self._loop.create_connection(
-                lambda: connection,
-                ip,
-                target.port,
-                ssl=self._ssl_context if target.tls else None,
-                server_hostname=target.host if target.tls else None,
-            )
+            await self._open_transport(connection, ip, target)
         except BaseException:
             connection.abort()
             self._remove(connection)
@@ -173,6 +170,15 @@ class WebhookSender:
             connection.abort()
             raise SendError("connection_closed", "The connection was closed before its use.")
         return connection
+
+    async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
+        await self._loop.create_connection(
+            lambda: connection,
+            ip,
+            target.port,
+            ssl=self._ssl_context if target.tls else None,
+            server_hostname=target.host if target.tls else None,
+        )
 
     async def _take_place(self) -> None:
         """Wait for a place; if all are taken, close the connection that is idle for longest."""
@@ -196,13 +202,12 @@ class WebhookSender:
         return None
 
     def _put_back(self, connection: Connection) -> None:
-        idle = self._idle.setdefault(connection.origin, [])
-        full = len(idle) >= self._idle_per_origin
+        full = len(self._idle.get(connection.origin, ())) >= self._idle_per_origin
         if full or self._waiting or self._closed or not connection.is_usable():
             connection.abort()
             return
         connection.idle_since = self._loop.time()
-        idle.append(connection)
+        self._idle.setdefault(connection.origin, []).append(connection)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(self._idle_seconds, self._sweep)
 
@@ -240,6 +245,10 @@ def _connect_error(error: OSError, target: Target) -> SendError:
             return SendError("tls_failed", f"The certificate was refused: {error.verify_message}")
         case ConnectionRefusedError():
             return SendError("connect_refused", f"{target.host} refused the connection.")
-        case ssl.SSLError() | ConnectionError() if target.tls:
-            return SendError("tls_failed", f"{target.host} did not complete the TLS handshake.")
+        case ssl.SSLError() if target.tls:
+            reason = tls_reason(error)
+            message = f"{target.host} did not complete the TLS handshake: {reason}."
+            return SendError("tls_failed", message)
+        case ConnectionError() if target.tls:
+            return SendError("tls_failed", f"{target.host} broke the TLS handshake off.")
     return SendError("connect_failed", f"{target.host} could not be connected to.")
