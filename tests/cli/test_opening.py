@@ -92,6 +92,14 @@ def test_what_is_at_the_path_is_looked_at_before_it_is_opened(
     check_refused(database, reason, capsys)
 
 
+def test_the_log_says_that_a_database_was_created_in_an_empty_file(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.touch()
+    assert run("migrate") == 0
+    assert "database.created" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("do", [lambda path: os.truncate(path, 0), Path.unlink])
 def test_a_log_without_its_database_is_left_alone(
     do: Callable[[Path], None], database: Path, capsys: pytest.CaptureFixture[str]

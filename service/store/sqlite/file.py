@@ -8,7 +8,6 @@ process. So `File.check` refuses them.
 import math
 import os
 import sqlite3
-from pathlib import Path
 
 from service.model.errors import StorageError
 from service.store.sqlite.opening import RESTORE, problem_before_opening
@@ -43,10 +42,11 @@ class File:
         if problem := problem_before_opening(self.path):
             raise StorageError(f"cannot open {self.path}: {problem}")
         try:
-            self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            self.is_new = os.fstat(self.descriptor).st_size == 0
         except OSError as error:
+            self.close()
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
@@ -59,8 +59,9 @@ class File:
         """Watch the files that SQLite has opened now."""
         status = os.fstat(self.descriptor)
         beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
-        self._identities = {path: _identify(path) for path in beside}
-        self._identities[self.path] = (status.st_dev, status.st_ino)
+        # The file first: if all are gone, a restart would begin with an empty one.
+        self._identities = {self.path: (status.st_dev, status.st_ino)}
+        self._identities |= {path: _identify(path) for path in beside}
 
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
