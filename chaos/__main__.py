@@ -7,6 +7,7 @@ import importlib
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 
 from chaos import report
 from chaos.outcome import Outcome
-from chaos.plan import Plan
+from chaos.plan import Plan, UnknownTryError
 
 SUITES = (
     *("kill", "storage", "simulation", "overlaps", "clock", "upstream", "rows", "entrance", "stop"),
@@ -93,7 +94,12 @@ def main() -> int:
         f"{' --quick' if arguments.quick else ''}",
         flush=True,
     )
-    results["suites"] = asyncio.run(attack_all(names, plan))
+    try:
+        results["suites"] = asyncio.run(attack_all(names, plan))
+    except UnknownTryError as error:
+        print(error, file=sys.stderr)
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        return 2
     report.show(results)
     if report.is_broken(results):
         print(f"The files of the broken tries are in {plan.folder}.")

@@ -16,6 +16,10 @@ from chaos.outcome import Outcome
 SIDE_BY_SIDE = 4
 
 
+class UnknownTryError(Exception):
+    """`--only` names no try of the suite; the message lists those that it has."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The seed of all randomness, and the minutes of suites that have no end of their own.
@@ -71,7 +75,9 @@ async def run_tries(plan: Plan, tries: Sequence[Try], side_by_side: int = SIDE_B
     total = Outcome()
     slots = plan.slots or asyncio.Semaphore(side_by_side)
     selected = [each for each in tries if plan.only in (None, each.label)]
-    assert selected, f"no try is called {plan.only}"
+    if not selected:
+        labels = "".join(f"\n  {each.label}" for each in tries)
+        raise UnknownTryError(f"{plan.suite} has no try '{plan.only}'. It has:{labels}")
 
     async def run_one(number: int, each: Try) -> None:
         async with slots:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from chaos.outcome import Outcome
-from chaos.plan import Plan, run_module
+from chaos.plan import Plan, UnknownTryError, run_module
 from service.store import write_queue
 from service.telemetry import log
 from tests.simulation import test_deliveries, test_simulation
@@ -35,6 +35,8 @@ async def run(plan: Plan) -> Outcome:
     share = count // PROCESSES
     starts = [first + number * share for number in range(PROCESSES)]
     if plan.only is not None:
+        if not plan.only.isdecimal():
+            raise UnknownTryError("A try of simulation is a seed, a whole number.")
         starts, share = [int(plan.only)], 1
     total = Outcome()
     processes = (_run_process(start, start + share, seconds) for start in starts)

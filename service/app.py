@@ -91,7 +91,7 @@ class App:
         from service.api import endpoint  # noqa: PLC0415  cold start
         from service.dashboard import app  # noqa: PLC0415  cold start
 
-        pages = app.build(self._api, endpoint.find_key, self.context)
+        pages = app.build(self._api, endpoint.find_key, endpoint.read_form, self.context)
         return asgi.with_request_ids(pages, self.context.clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

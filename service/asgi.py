@@ -6,6 +6,7 @@ and stops as the server's event loop ends.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from functools import partial
@@ -19,15 +20,16 @@ from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.settings import Settings, read_settings
 from service.telemetry import log
+from service.telemetry.redact import Redactor, make_redactor
 
 _log = log.get()
 
 
 class _Run(msgspec.Struct, eq=False):
-    """The service on one event loop: the tasks that start and stop it, and its open lifespans."""
+    """The service on one event loop, the task that runs it, and its open lifespans."""
 
-    start: asyncio.Task[App]
-    keeper: asyncio.Task[None] | None = None  # Cancelling it stops the service.
+    start: asyncio.Future[App]
+    keeper: asyncio.Task[None]  # Cancelling it stops the service.
     lifespans: int = 0
 
 
@@ -51,7 +53,7 @@ class Entry:
                 problem = unavailable("The service could not start.")
                 await asgi.refuse(scope, send, problem, now_ms())
             else:
-                await app(scope, receive, send)
+                await app(_without_root_path(scope), receive, send)
 
     async def start(self) -> App:
         """Return the service of this event loop, started; raise the error of a failed start."""
@@ -60,22 +62,36 @@ class Entry:
         if run is None or (run.start.done() and _has_failed(run.start)):
             for ended in [each for each in self._runs if each.is_closed()]:
                 del self._runs[ended]
-            run = self._runs[loop] = _Run(loop.create_task(self._start(), name="start"))
-        app = await asyncio.shield(run.start)
-        if run.keeper is None:
-            run.keeper = loop.create_task(_keep(app), name="service")
-        return app
+            started: asyncio.Future[App] = loop.create_future()
+            keeper = loop.create_task(self._run(started), name="service")
+            run = self._runs[loop] = _Run(started, keeper)
+        return await asyncio.shield(run.start)
 
     async def stop(self) -> None:
         """Stop the service of this event loop, if it was started."""
         run = self._runs.pop(asyncio.get_running_loop(), None)
-        if run is not None and run.keeper is not None:
+        if run is not None:
             run.keeper.cancel()
             await asyncio.wait([run.keeper])
+
+    async def _run(self, started: asyncio.Future[App]) -> None:
+        """Start the service, and keep it whatever becomes of the request that came first."""
+        try:
+            app = await self._start()
+        except asyncio.CancelledError:
+            started.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  for all who wait for the start
+            started.set_exception(error)
+            return
+        started.set_result(app)
+        await _keep(app)
 
     async def _start(self) -> App:
         if not self._has_log:
             configure_log(self._settings)
+            cut = partial(_cut_secrets, make_redactor(self._settings))
+            logging.getLogger("uvicorn.access").addFilter(cut)  # By default it logs each path.
             self._has_log = True
         app = App(self._settings)
         await app.start()
@@ -99,8 +115,26 @@ class Entry:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _has_failed(task: asyncio.Task[App]) -> bool:
-    return task.cancelled() or task.exception() is not None
+def _without_root_path(scope: Scope) -> Scope:
+    """Return the scope as if the service were mounted nowhere: by ASGI, paths begin with that.
+
+    Some servers leave it out: then the path stays as it is.
+    """
+    path, prefix = scope["path"], scope.get("root_path", "")
+    if not (prefix and path.startswith(f"{prefix}/")):
+        return scope
+    return {**scope, "path": path[len(prefix) :], "root_path": ""}
+
+
+def _has_failed(start: asyncio.Future[App]) -> bool:
+    return start.cancelled() or start.exception() is not None
+
+
+def _cut_secrets(redactor: Redactor, record: logging.LogRecord) -> bool:
+    """Cut callback tokens out of a line of a server's own log of requests, as a filter of it."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(redactor.text(a) if isinstance(a, str) else a for a in record.args)
+    return True
 
 
 async def _keep(app: App) -> None:

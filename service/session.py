@@ -21,7 +21,7 @@ from service.delivery.lanes import drop_lost
 from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
-from service.model.clock import MINUTE, SECOND
+from service.model.clock import HOUR, MINUTE, SECOND
 from service.model.errors import StorageError
 from service.store import reseal, retention, subscribers
 from service.store.database import Ownership
@@ -35,6 +35,7 @@ LANES_PER_SECOND = 10_000  # Scanned because other processes committed.
 # After a batch of cleaning, other units may commit for twice as long as the batch took.
 CLEAN_PAUSES = 2
 CLEAN_PAUSE_MS_MIN, CLEAN_PAUSE_MS_MAX = 10, SECOND
+RESEAL_EVERY_MS = HOUR
 BACKOFF_SECONDS_MAX = 60.0  # Before a step that keeps failing runs again.
 
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Takes `now`, returns the next due time.
@@ -73,12 +74,12 @@ class Session:
         self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempted_before = 0
         self._in_tick = False
+        self.is_over = asyncio.Event()  # Set: the loops end.
         self._sweep = sweep
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # Until then, no other process's commit causes a look.
         self._shards = NONE  # Those of the last `_follow_shards`.
-        self._is_resealed = False
         self._requests = submitter.in_flight, poller.in_flight
         self._budget, self._poller = submitter.budget, poller
         self._subscribers_revision = -1  # Before any: the first read takes all as changed.
@@ -105,7 +106,6 @@ class Session:
         it takes seconds.
         """
         self.ownership.busy = self._busy
-        self._is_resealed = 0 in self.ownership.shards  # Else `_clean` reseals.
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -115,8 +115,9 @@ class Session:
         if self.context.inbox.lanes is self.dispatcher:
             self.context.inbox.lanes = None
 
-    def wake(self) -> None:
-        """Wake every loop."""
+    def end_loops(self) -> None:
+        """Wake every loop, also those that back off: they end."""
+        self.is_over.set()
         for _, signal in self.loops:
             signal.set()
 
@@ -205,16 +206,16 @@ class Session:
         return step
 
     async def _clean(self, now: int) -> int:
-        """Delete one batch of old rows; outside of ticks, pause for the commits of others.
+        """Reseal, then delete one batch of old rows; outside of ticks, pause for others' commits.
 
-        Cleaning belongs to no shard: the process that holds shard 0 does it.
+        Both belong to no shard: the process that holds shard 0 does them.
         """
         if 0 not in self.ownership.shards:
-            self._is_resealed = False
+            self._sweep.reseal_at = 0
             return now + MINUTE
-        if not self._is_resealed:
+        if now >= self._sweep.reseal_at:
             await reseal.run(self.context.database, self.context.vault)
-            self._is_resealed = True
+            self._sweep.reseal_at = now + RESEAL_EVERY_MS
         if self._is_cleaning:  # The loop or a tick is already cleaning.
             return now + SECOND
         self._is_cleaning = True

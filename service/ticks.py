@@ -140,29 +140,23 @@ class Ticks:
             self._turn_ended.set()
             self._turn_ended = asyncio.Event()
             self._shards.clear()
-            if self._holder.stopping.is_set() and ownership.is_held and self._ending is None:
-                await self._end()  # The last turn left its session to a next one.
 
     async def _drive_once(self) -> tuple[bool, bool]:
         """Take a turn. Return whether it worked, and whether others hold shards that it needs."""
         if not await self._take_over(self._missing_shards()):
             return False, True
         ownership = self._holder.ownership
-        await ownership.other_process_committed()  # Later commits count.
         try:
+            await ownership.other_process_committed()  # Later commits count.
             held = NONE
             while held != (held := ownership.shards):  # Its work may make rows of others due.
                 steps = self._holder.session.drive_steps
                 more = await self._work_until(self._drive_ends_at, [*steps], self._requested)
                 if not more and (missing := self._missing_shards()):
                     await ownership.acquire(missing)
-            is_refused = bool(self._missing_shards())
-        except BaseException:
-            await self._end()
-            raise
-        if not self._requested.is_set():  # Else the next turn goes on in this session.
-            await self._end()
-        return True, is_refused
+            return True, bool(self._missing_shards())
+        finally:
+            await self._end()  # A next turn goes on in this session, unless all has ended.
 
     def _missing_shards(self) -> set[int]:
         """Return the shards that the drive needs and does not hold."""
@@ -259,7 +253,7 @@ class Ticks:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await wait_for(holder.stopping, min(seconds, ends_at - loop.time()))
+                await self._wait(None, min(ends_at, loop.time() + seconds), interrupt)
 
     def _held_up_seconds(self) -> float | None:
         """Return for how long a rate or a rest holds up due deliveries; None if none does."""
@@ -308,13 +302,14 @@ class Ticks:
         await self._holder.session.dispatcher.settle()
 
     async def _wait(
-        self, task: asyncio.Task[Any], ends_at: float, interrupt: asyncio.Event | None = None
+        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
     ) -> None:
-        """Wait for a task until `ends_at`, until a stop, or until `interrupt` is set."""
+        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
         seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
         signals = (self._holder.stopping, interrupt)
         ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
-        await asyncio.wait({task, *ends}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        waited = ends if task is None else [task, *ends]
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
 

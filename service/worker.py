@@ -15,7 +15,7 @@ from service.generations.submit import Submitter
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
-from service.store import reseal, retention
+from service.store import retention
 from service.store.database import Ownership
 from service.store.shards import shard_of
 from service.telemetry import log
@@ -81,7 +81,7 @@ class Worker:
         """Start no more work; `run` returns once requests under way have ended."""
         self.stopping.set()
         self.session.pause()
-        self.session.wake()
+        self.session.end_loops()
 
     async def finish(self, ends_at: float) -> None:
         """After `stop`: wait for work under way until `ends_at` of the loop's clock, then end it.
@@ -155,8 +155,6 @@ class Worker:
         if not await self.ownership.acquire():
             return False
         try:
-            if 0 in self.ownership.shards:  # Its holder cleans, and reseals secrets.
-                await reseal.run(self.context.database, self.context.vault)
             self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
             self.begin_session()
@@ -192,14 +190,14 @@ class Worker:
                 failures += 1
                 seconds = log_failure(step, error, failures)
                 # It waits for no signal, which would repeat a step that fails at once.
-                await _sleep(self.stopping, seconds)
+                await _sleep(self.session.is_over, seconds)
                 continue
             failures, seconds = 0, SLEEP_SECONDS_MAX
             if next_at is not None:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
             if not self.stopping.is_set():
                 await _sleep(signal, seconds)
-        self.session.wake()  # Of all loops, `watch` notices first that the right is lost.
+        self.session.end_loops()  # Of all loops, `watch` notices first that the right is lost.
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until `stop`; none while another tick or process works."""

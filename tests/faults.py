@@ -65,10 +65,17 @@ def _cancel_write(*_args: object, **_options: object) -> Awaitable[Any]:
     raise asyncio.CancelledError  # A dead process writes nothing.
 
 
+def disk_error(message: str = "disk I/O error") -> sqlite3.OperationalError:
+    """Return an error that SQLite raises because of the disk."""
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return error
+
+
 def storage_failure() -> Exception:
     """Return what a statement raises when the disk, or the way to the server, fails."""
     if engine.schemas is None:
-        return sqlite3.OperationalError("disk I/O error")
+        return disk_error()
     return ConnectionResetError("connection lost")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -23,11 +23,13 @@ from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
+from service.model.json_names import find_repeated
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys
 from service.store.database import Unit
 from service.store.vault import VaultError
 from service.telemetry import log
+from service.upstream import reading
 
 PARAMETERS_MAX = 100
 NO_BODY_BYTES = 64  # Read of a request that should have no body; `{}` counts as none.
@@ -229,16 +231,38 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    if name := await reading.read(len(body), partial(_find_repeated_name, body)):
+        detail = f"An object of the body gives {name} twice: give each name once."
+        raise Problem(400, "invalid_json", detail)
     return body
+
+
+async def read_form(context: Context, request: Request, bytes_max: int) -> bytes:
+    """Return the body of a form of a page; HTTPException if it is refused."""
+    try:
+        seconds = context.settings.body_seconds
+        return await read_body(request.scope, request.receive, bytes_max, seconds)
+    except Problem as problem:
+        raise HTTPException(problem.status, problem.detail, problem.headers) from None
+    except DisconnectedError:
+        raise ClientDisconnect from None
+
+
+def _find_repeated_name(body: bytes) -> str | None:
+    """Return a name that an object of a body has twice, as JSON; None for a body that is none."""
+    try:
+        name = find_repeated(body, msgspec.json.decode(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # `Call.decode` refuses it.
+    return None if name is None else msgspec.json.encode(name[:64]).decode()
 
 
 async def _expect_no_body(request: Request, seconds: float) -> None:
     """Problem 422 if there is a body: genhook would ignore what its client means by it."""
+    refusal = Problem(422, "invalid_request", "This operation takes no body.")
     try:
         body = await read_body(request.scope, request.receive, NO_BODY_BYTES, seconds)
-    except Problem as error:
-        if error.status != 413:
-            raise
-        body = b"more than that"
+    except Problem as problem:
+        raise (refusal if problem.status == 413 else problem) from None
     if body.strip() not in (b"", b"{}"):
-        raise Problem(422, "invalid_request", "This operation takes no body.")
+        raise refusal

@@ -1,7 +1,6 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import accumulate, chain
@@ -16,12 +15,12 @@ from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SignatureError
 from service.context import UPSTREAM, Context
 from service.generations import ingest, proofs
-from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival, StoredCallback
 from service.telemetry import log, metrics
+from service.telemetry.brake import Limiter
 from service.upstream import reading
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
@@ -51,7 +50,7 @@ class Receiver:
         self._context = context
         self._drive = drive
         self._write_proofs = partial(proofs.write_proofs, context=context)
-        self._rejections = Counter[tuple[int, str]]()  # Of the current second.
+        self._rejections = Limiter()
         self._signature = signatures.configured(context.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,18 +157,11 @@ class Receiver:
 
     def _may_store_rejection(self, arrival: Arrival) -> bool:
         """Count a rejection; return whether the limits of this second allow to store it."""
-        second = arrival.received_at // SECOND
-        if (second, "") not in self._rejections:
-            self._rejections.clear()
-            self._rejections[second, ""] = 0
-        own = (second, arrival.generation_id)  # Empty without a valid token.
-        if arrival.generation_id:
-            if self._rejections[own] >= REJECTIONS_OF_GENERATION_PER_SECOND:
-                return False
-            self._rejections[own] += 1
-        kind = (second, "all generations") if arrival.generation_id else own
-        self._rejections[kind] += 1
-        return self._rejections[kind] <= REJECTIONS_PER_SECOND
+        limits: dict[str | None, int] = {"strangers": REJECTIONS_PER_SECOND}
+        if id_ := arrival.generation_id:  # Empty without a valid token.
+            limits = {id_: REJECTIONS_OF_GENERATION_PER_SECOND, "all": REJECTIONS_PER_SECOND}
+        # Of now: the body of a request that began long ago may have been late.
+        return self._rejections.admit(self._context.clock(), limits)
 
     def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
         """Cut secrets out of the headers, and leave out the lines after `bytes_max`."""

@@ -166,7 +166,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes |= health.NEVER_FAILED  # The old URL has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
-        changes |= health.PROBED if old.status == "disabled" else {}
+        changes |= health.ENABLED_AGAIN if old.status == "disabled" else {}
         if fields["status"] == "disabled":
             await replay.end(tx, call.context, old.id)
     tx.after_commit(call.context.inbox.reload, old.id)
@@ -261,6 +261,8 @@ async def test(call: Call) -> Answer:
         tested = await send_test(call.parts.dispatcher, subscriber)
     except SenderClosed as error:
         raise unavailable("The service stops.") from error
+    if tested is None:
+        raise not_found("subscriber")
     if isinstance(tested, int):
         headers = {"retry-after": str(tested)}
         raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers=headers)

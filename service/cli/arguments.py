@@ -1,6 +1,7 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +14,19 @@ Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
 NULL = object()  # JSON's `null`; None means that the option is not given.
 Commands = Any  # argparse does not export the type of a group of parsers.
+
+
+class StoreOnce(argparse.Action):
+    """Keep the value of an argument; argparse itself would take the last of several unnoticed."""
+
+    is_given = False
+
+    def __call__(self, _parser: object, options: Any, value: Any, _flag: object = None) -> None:
+        """Keep the value; ArgumentError if there was one before."""
+        if self.is_given:
+            raise argparse.ArgumentError(self, "is given twice: give it once")
+        self.is_given = True
+        setattr(options, self.dest, value)
 
 
 def to_sentence(summary: str) -> str:
@@ -158,20 +172,15 @@ def parse_limit(text: str) -> object:
 
 def parse_json_object(text: str) -> dict[str, Any]:
     """Read a JSON object, in which no object has a name twice."""
-    import json
-
     import msgspec
 
-    def check_names(pairs: list[tuple[str, Any]]) -> None:
-        twice = len(pairs) > len(dict(pairs))
-        check(not twice, "a JSON object with every name once")
+    from service.model.json_names import find_repeated
 
-    try:
+    value: Any = None
+    with contextlib.suppress(ValueError, RecursionError):  # No JSON, or nested too deeply.
         value = msgspec.json.decode(text)
-        json.loads(text, object_pairs_hook=check_names)  # msgspec keeps the last one of a name.
-    except (ValueError, RecursionError):  # No JSON, no UTF-8, or nested too deeply.
-        value = None
     check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
+    check(find_repeated(text.encode(), value) is None, "a JSON object with every name once")
     return dict(value)
 
 

@@ -29,9 +29,7 @@ UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends th
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
 LINGERS_MAX = 10
-REFUSED_MAX = (
-    32  # Connections too many that get an answer: each keeps a descriptor until it lingered.
-)
+REFUSED_MAX = 32  # Connections too many that are answered; each keeps its descriptor meanwhile.
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
@@ -94,7 +92,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._outgoing = Outgoing(transport, self.loop, self._close)
-        self._reader = Reader(transport, self._seconds["body"], self._slow_readers)
+        self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
         over = len(self.connections) - self._connections_max
         if over > REFUSED_MAX:
             transport.abort()

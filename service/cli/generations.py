@@ -28,6 +28,8 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
 
 def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Create a generation, or request one again; 1 if it has failed by the end."""
+    if options.argument_no_wait and (options.argument_wait or options.argument_save is not None):
+        raise UsageError("--no-wait goes neither with --wait nor with --save: leave one out.")
     # The service then answers with the id before upstream has answered.
     more: dict[str, Any] = {"headers": {"Prefer": "respond-async"}}
     if command.path == ALL:

@@ -13,7 +13,7 @@ from typing import Any
 
 from service import __version__
 from service.cli import streams
-from service.cli.arguments import to_sentence
+from service.cli.arguments import StoreOnce, to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
 # The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
@@ -58,6 +58,10 @@ class _Parser(argparse.ArgumentParser):
     It refuses an empty text, such as that of a shell variable that is not set: the command would
     use another service, key or folder than was meant. Values of other types refuse it themselves.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("action", None, StoreOnce)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if action.nargs != argparse.PARSER:  # A command, whose values its own parser reads.

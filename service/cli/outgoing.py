@@ -12,7 +12,10 @@ class Outgoing:
     round of the event loop.
     """
 
-    __slots__ = ("_first", "_has_ended", "_loop", "_transport", "close", "is_closing")
+    __slots__ = (
+        *("_first", "_has_ended", "_loop"),
+        *("close", "is_closing", "transport", "written_bytes"),
+    )
 
     def __init__(
         self,
@@ -22,16 +25,18 @@ class Outgoing:
     ) -> None:
         self.close = close
         self.is_closing = transport.is_closing
-        self._transport = transport
+        self.transport = transport
         self._loop = loop
         self._first = b""
         self._has_ended = False
+        self.written_bytes = 0  # What the client has not read yet is part of it.
 
     def write(self, data: bytes) -> None:
         """Write, now if something waits already; else with what follows."""
         if self._first:
             first, self._first = self._first, b""
-            self._transport.writelines((first, data))
+            self.written_bytes += len(first) + len(data)
+            self.transport.writelines((first, data))
         elif not self._has_ended:
             self._first = data
             self._loop.call_soon(self.flush)
@@ -41,9 +46,10 @@ class Outgoing:
         if self._first:
             first, self._first = self._first, b""
             if not self.is_closing():
-                self._transport.write(first)
+                self.written_bytes += len(first)
+                self.transport.write(first)
 
     def end(self) -> None:
         """Write nothing more: a request may not know that it was refused."""
         self._has_ended = True
-        self._transport.write_eof()
+        self.transport.write_eof()

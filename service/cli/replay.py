@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.cli import answers, output
+from service.cli import answers, output, streams
 from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
 from service.cli.calls import Wait, ask, ask_again, connect, pause
 from service.cli.client import add_commands, add_remote
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
-from service.model.errors import CommandError, UsageError
+from service.model.errors import UsageError
 from service.model.number import read_whole
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
             wait(LOOK_SECONDS)
             view = ask_again(client, f"{_ALL}/{view['id']}", answers.Replay, goes_on, wait)
     except KeyboardInterrupt:
-        raise CommandError(goes_on) from None
+        streams.note(f"genhook: {goes_on}")
+        raise
     step(view["done"], view["total"])
     return view
 

@@ -49,13 +49,17 @@ Submit = Callable[[Visit, Form], Awaitable[Response]]
 
 
 def build(
-    api: ASGIApp, find_key: Callable[[Context, bytes], Awaitable[Key | None]], context: Context
+    api: ASGIApp,
+    find_key: Callable[[Context, bytes], Awaitable[Key | None]],
+    read_body: Callable[[Context, Request, int], Awaitable[bytes]],
+    context: Context,
 ) -> ASGIApp:
-    """Build the pages over the API. `find_key` returns the live key with a digest."""
+    """Build the pages over the API, with what `Site` says of `find_key` and `read_body`."""
     files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
     assets = {name: _name_by_content(name) for name in STATIC}
     keys = context.settings.secret_keys
-    site = Site(api, find_key, context, Signatures(keys), WrongKeys(), _templates(), assets)
+    signatures, templates = Signatures(keys), _templates()
+    site = Site(api, find_key, read_body, context, signatures, WrongKeys(), templates, assets)
     routes = [
         _route(site, "/sign-in", entry.show_sign_in, "GET"),
         _route(site, "/sign-in", entry.sign_in, "POST"),
@@ -186,7 +190,7 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
             status, detail = 405, "A form is sent to this address; it is no page."
             headers = error.headers or {}  # `Allow`.
         case HTTPException(status_code=status, detail=detail):
-            pass
+            headers = error.headers or {}  # Such as `Connection: close`.
         case StorageError():
             _log.error("page.not_read", path=request.scope["path"], error=str(error))
             status, detail = 503, "The database does not answer. Try again in a moment."

@@ -22,6 +22,7 @@ _TOO_MANY = "This key is unknown or revoked, and there were too many such keys i
 _STALE = "The form was too old. Try again."
 _NO_COOKIE = "Your browser sent no cookie. Signing in needs one: allow it, and try again."
 ADDRESS_CHARACTERS_MAX = 45
+FORM_BYTES_MAX = 8_192  # Anybody may post it: a key, a token and where to go then.
 _log = log.get()
 
 
@@ -67,7 +68,7 @@ def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> R
 
 async def sign_in(visit: Visit) -> Response:
     """POST /dashboard/sign-in: with a valid key, a new id in the cookie."""
-    form, site = await read_form(visit), visit.site
+    form, site = await read_form(visit, FORM_BYTES_MAX), visit.site
     next_ = form.get("next", "")
     if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
         return _render(visit, next_, 403, _STALE if visit.id_ else _NO_COOKIE)
@@ -107,7 +108,7 @@ def _set_cookie(
     """Set the cookie. Its default path (RFC 6265 section 5.1.4) is /dashboard, with any prefix."""
     public_url = visit.site.context.settings.public_url or ""
     forwarded = visit.request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
-    schemes = (public_url.partition(":")[0], forwarded, visit.request.url.scheme)
+    schemes = (public_url.partition(":")[0], forwarded, visit.request.scope.get("scheme", ""))
     secure = "; Secure" if "https" in map(str.lower, schemes) else ""
     line = f"{COOKIE}={cookie}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
     response.headers.append("set-cookie", line)

@@ -1,6 +1,5 @@
 """The fields of a form that a browser posts."""
 
-import asyncio
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
@@ -10,17 +9,14 @@ from service.dashboard.visit import Visit
 FIELDS_MAX = 200
 
 
-async def read_form(visit: Visit) -> dict[str, str]:
-    """Return the fields of a form; several values of a name are joined by spaces."""
-    settings, body = visit.site.context.settings, b""
-    try:
-        async with asyncio.timeout(settings.body_seconds):
-            async for part in visit.request.stream():
-                body += part
-                if len(body) > settings.request_body_bytes:
-                    raise HTTPException(413, "The form is too large.")
-    except TimeoutError:
-        raise HTTPException(408, "The form did not arrive in time.") from None
+async def read_form(visit: Visit, bytes_max: int | None = None) -> dict[str, str]:
+    """Return the fields of a form; several values of a name are joined by spaces.
+
+    It has at most `bytes_max`, else GENHOOK_REQUEST_BODY_BYTES.
+    """
+    site = visit.site
+    bytes_max = bytes_max or site.context.settings.request_body_bytes
+    body = await site.read_body(site.context, visit.request, bytes_max)
     try:
         fields = parse_qsl(body.decode("ascii"), max_num_fields=FIELDS_MAX, errors="strict")
     except ValueError:

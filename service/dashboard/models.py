@@ -9,6 +9,7 @@ from starlette.responses import Response
 from service.dashboard.acts import Form
 from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
+from service.model.json_names import find_repeated
 from service.upstream import catalogue
 
 MODELS_MAX = 250  # The whole catalogue: the largest page of the API.
@@ -126,5 +127,8 @@ def _parse(text: str, kind: str, schema: Table) -> Any:
     if kind in ("integer", "number"):
         return int(text) if text.lstrip("-").isdigit() else float(text)
     if kind == "json":
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text)
+        if find_repeated(text.encode(), value) is not None:
+            raise ValueError("a name is given twice")
+        return value
     return text

@@ -3,12 +3,12 @@
 import base64
 import binascii
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import itsdangerous
 
 from service.model.clock import MINUTE
+from service.telemetry.brake import Limiter
 
 COOKIE = "genhook_sign_in"
 ID_BYTES = 32
@@ -66,17 +66,10 @@ class WrongKeys:
     """
 
     def __init__(self) -> None:
-        self._minute = 0
-        self._failures: Counter[str] = Counter()
+        self._limiter = Limiter(MINUTE)
 
     def count(self, address: str, now: int) -> bool:
         """Count a wrong key; return False if this minute already had too many."""
-        if now // MINUTE != self._minute:
-            self._minute, self._failures = now // MINUTE, Counter()
-        # The total also bounds this memory, and the use of invented addresses.
-        if self._failures.total() >= FAILURES_PER_MINUTE_OF_ALL:
-            return False
-        if self._failures[address] >= FAILURES_PER_MINUTE:
-            return False
-        self._failures[address] += 1
-        return True
+        # The total also bounds the use of invented addresses.
+        limits = {address: FAILURES_PER_MINUTE, None: FAILURES_PER_MINUTE_OF_ALL}
+        return self._limiter.admit(now, limits)

@@ -13,6 +13,7 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.formats import write_json
 from service.dashboard.visit import RefusedError, Visit
 from service.model.event import EVENT_TYPES
+from service.model.json_names import find_repeated
 
 # The fields that the form changes with a PATCH. The status has buttons.
 API_FIELDS = (
@@ -125,9 +126,12 @@ def _read(changed: Texts, texts: Texts) -> tuple[dict[str, Any], Errors]:
 
 def _read_metadata(text: str) -> dict[str, str]:
     try:
-        return msgspec.json.decode(text, type=dict[str, str]) if text.strip() else {}
+        metadata = msgspec.json.decode(text, type=dict[str, str]) if text.strip() else {}
     except (msgspec.DecodeError, RecursionError):
         raise ValueError('must be a JSON object of texts, such as {"team": "pictures"}') from None
+    if find_repeated(text.encode(), metadata) is not None:
+        raise ValueError("contains a name twice")
+    return metadata
 
 
 def _read_headers(text: str) -> dict[str, str]:

@@ -28,11 +28,13 @@ PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
 class Site(NamedTuple):
     """What all pages of a process share.
 
-    find_key: returns the live key with a digest. assets: paths of files by name.
+    find_key: returns the live key with a digest. read_body: returns a body of at most so many
+    bytes, HTTPException without it. assets: paths of files by name.
     """
 
     api: ASGIApp
     find_key: Callable[[Context, bytes], Awaitable[Key | None]]
+    read_body: Callable[[Context, Request, int], Awaitable[bytes]]
     context: Context
     signatures: Signatures
     wrong_keys: WrongKeys
@@ -71,10 +73,8 @@ class Visit:
 
     @property
     def path(self) -> str:
-        """The path of the page, without the prefix that a server may put before it."""
-        scope = self.request.scope
-        path, prefix = str(scope["path"]), scope.get("root_path", "")
-        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+        """The path of the page, which has no root path: `service.asgi` removes that."""
+        return str(self.request.scope["path"])
 
     @property
     def token(self) -> str:

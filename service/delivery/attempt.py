@@ -44,14 +44,14 @@ class Result(msgspec.Struct, frozen=True):
     recipient: Recipient
     message: Message
     record: deliveries.AttemptRecord
-    verdict: retry.Verdict
+    consequence: retry.Consequence
     ended_at: int
     rest: Rest | None = None  # The rest that the receiver asked for.
 
     @property
     def is_good_retry(self) -> bool:
         """True if the receiver answered a manual retry with 2xx."""
-        return self.due.trigger == "manual" and self.verdict.word == "delivered"
+        return self.due.trigger == "manual" and self.consequence.status == "delivered"
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
@@ -105,7 +105,7 @@ async def attempt(
         answer = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")
     seconds, ended_at = time.perf_counter() - began, context.clock()
     is_manual = due.trigger == "manual"
-    verdict = retry.decide(
+    consequence = retry.decide(
         answer,
         attempt_number=due.attempt_count - due.manual_count + (not is_manual),
         is_manual=is_manual,
@@ -117,10 +117,10 @@ async def attempt(
     if recipient.redactor is not None and isinstance(answer, Answer):
         answer = _cut_echoes(answer, recipient.redactor)
     sent = _make_attempt(due, answer, started_at, seconds)
-    _count(sent, due, verdict.word, seconds)
-    record = _make_record(recipient, sent, due, verdict, ended_at)
-    rest = None if verdict.slow_until is None else _make_rest(recipient, sent, verdict, ended_at)
-    return Result(due, recipient, message, record, verdict, ended_at, rest)
+    _announce(sent, due, consequence.outcome, seconds)
+    record = _make_record(recipient, sent, due, consequence, ended_at)
+    rest = _make_rest(recipient, sent, consequence.slow_until, ended_at)
+    return Result(due, recipient, message, record, consequence, ended_at, rest)
 
 
 def _make_message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
@@ -181,31 +181,35 @@ def _make_attempt(
 
 
 def _make_record(
-    recipient: Recipient, attempt: Attempt, due: DueDelivery, verdict: retry.Verdict, now: int
+    recipient: Recipient,
+    attempt: Attempt,
+    due: DueDelivery,
+    consequence: retry.Consequence,
+    now: int,
 ) -> deliveries.AttemptRecord:
     return deliveries.AttemptRecord(
         tenant=due.tenant,
         subscriber_id=due.subscriber_id,
         generation_id=due.generation_id,
         ordered=recipient.subscriber.ordered,
-        status=verdict.status,
-        due_at=verdict.due_at,
-        delivered_at=now if verdict.status == "delivered" else None,
+        status=consequence.status,
+        due_at=consequence.due_at,
+        delivered_at=now if consequence.status == "delivered" else None,
         attempt=attempt,
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
 
 
-def _make_rest(recipient: Recipient, attempt: Attempt, verdict: retry.Verdict, now: int) -> Rest:
+def _make_rest(recipient: Recipient, attempt: Attempt, until: int | None, now: int) -> Rest | None:
     """Return the rest that the answer asked for, of the narrow receiver."""
-    assert verdict.slow_until is not None
+    if until is None:
+        return None
     subscriber = recipient.subscriber
     _, receiver = names_of(subscriber, recipient.target.origin)
-    is_throttled = attempt.status_code == 429
-    return Rest(subscriber.tenant, receiver, verdict.slow_until, now, is_throttled)
+    return Rest(subscriber.tenant, receiver, until, now, attempt.status_code == 429)
 
 
-def _count(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:
+def _announce(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:
     metrics.attempts.add(1, outcome)
     metrics.attempt_seconds.observe(seconds, outcome)
     _log.info(

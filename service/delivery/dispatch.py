@@ -1,7 +1,6 @@
 """The dispatcher decides which lane makes an attempt now, and stores how each attempt went."""
 
 import asyncio
-import heapq
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
@@ -16,6 +15,7 @@ from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.tally import Tally
 from service.delivery.target import Sender, SenderClosed
+from service.delivery.timers import Timers
 from service.delivery.unrecorded import Unrecorded
 from service.model.clock import MINUTE
 from service.model.delivery import DueDelivery
@@ -32,7 +32,7 @@ _Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
 
 class Dispatcher:
-    """Every lane of this process and the slots that they share. It is the context's Inbox."""
+    """Every lane of this process and the slots that they share; the `Lanes` of the inbox."""
 
     def __init__(self, context: Context, sender: Sender) -> None:
         self.context = context
@@ -47,7 +47,7 @@ class Dispatcher:
         self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
-        self._timers: list[tuple[int, str]] = []
+        self._timers = Timers()
         self._tasks: set[asyncio.Task[None]] = set()
         self.unrecorded = Unrecorded()
         self._tally = Tally(context)
@@ -99,9 +99,9 @@ class Dispatcher:
     def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
         for lane in lanes:
-            is_idle = not even_idle and lane.is_idle_until(now + SOON_MS)
+            has_work = even_idle or not lane.is_empty_until(now + SOON_MS)
             lane.drop_recipient()
-            if not is_idle:  # An idle lane is read once it has work.
+            if has_work:  # Else it is read once it has some.
                 lane.expect(now, now)
                 self._wake(lane, now)
 
@@ -131,12 +131,10 @@ class Dispatcher:
             self._spawn(self._record_again(*each))
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
-        while self._timers and self._timers[0][0] <= now:
-            lane = self.lanes.get(heapq.heappop(self._timers)[1])
-            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
-                lane.wake_at = None
+        for subscriber_id in self._timers.take_due(now):
+            if (lane := self.lanes.get(subscriber_id)) is not None:
                 self._pump(lane, now)
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_at
 
     async def settle(self) -> None:
         """Wait until no attempt is under way or about to start; store the statistics."""
@@ -180,14 +178,11 @@ class Dispatcher:
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
-        if lane.wake_at is None or at < lane.wake_at:
-            lane.wake_at = at
-            self._set_timer(at, lane.subscriber_id)
+        self._set_timer(at, lane.subscriber_id)
 
     def _set_timer(self, at: int, subscriber_id: str = "") -> None:
         """Have `run_due` called at `at`: for a lane, or to store results or statistics."""
-        heapq.heappush(self._timers, (at, subscriber_id))
-        if self._timers[0][0] == at:
+        if self._timers.set(at, subscriber_id):
             self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:
@@ -216,26 +211,26 @@ class Dispatcher:
         if not (self.is_open and self.context.database.holds(lane.subscriber_id)):
             return
         if lane.recipient is None:
-            self._load(lane)
+            self._load(lane, now)
         if not lane.is_open:
             return
         to_read, next_at = lane.plan(now)
         if to_read:
-            self._load(lane)
+            self._load(lane, now)
         if next_at != NEVER:
             self._wake(lane, next_at)
 
-    def _load(self, lane: Lane) -> None:
+    def _load(self, lane: Lane, now: int) -> None:
         """Queue a read of the lane's subscriber or rows; a lane has one read at a time."""
-        if self.loads.add(lane):
-            self._spawn(self.loads.run(self._go_on))
+        if now < lane.next_read_at:
+            self._wake(lane, lane.next_read_at)
+        elif self.loads.add(lane):
+            self._spawn(self.loads.run(self._after_read))
 
-    def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
-        """Pump a lane that was read; if the read failed, repeat it after `retry_ms`."""
+    def _after_read(self, lane: Lane) -> None:
+        """Pump a lane that was read, or could not be."""
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
-        elif retry_ms is not None:
-            self._wake(lane, self._read_later(lane, retry_ms))
         else:
             self._pump(lane, self.context.clock())
 
@@ -265,9 +260,9 @@ class Dispatcher:
                 now = await self._put_off(lane, due)
             else:
                 now = await self._record(lane, result, result.ended_at)
-            following = None if now is None else self._follow(lane, now)
+            following = None if now is None else self._reuse_slot(lane, now)
 
-    def _follow(self, lane: Lane, now: int) -> _Next | None:
+    def _reuse_slot(self, lane: Lane, now: int) -> _Next | None:
         """Return the next attempt for the slot of one that ended; lanes that wait come first."""
         following: _Next | None = None
         turn = lane.turn
@@ -297,9 +292,10 @@ class Dispatcher:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
-        """Store an attempt, free its slot, and return the time afterwards; None if canceled.
+        """Store an attempt, free its slot, and return the time afterwards.
 
-        None if the database fails, too: the slot stays taken, and the record is tried again later.
+        None if this task was cancelled, or if the database fails: then the slot stays taken, and
+        the record is tried again later.
         """
         due, slots = result.due, self.slots
         try:
@@ -334,9 +330,9 @@ class Dispatcher:
         self._release(lane, due)
         self._wake(lane, self._read_later(lane))
 
-    def _read_later(self, lane: Lane, ms: int = TROUBLE_RETRY_MS) -> int:
-        """Plan to read the lane's rows again in `ms` milliseconds; return when."""
-        at = self.context.clock() + ms
+    def _read_later(self, lane: Lane) -> int:
+        """Plan to read the lane's rows again after TROUBLE_RETRY_MS; return when."""
+        at = self.context.clock() + TROUBLE_RETRY_MS
         lane.expect(at, at)
         return at
 

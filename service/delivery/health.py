@@ -24,7 +24,7 @@ FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so ofte
 NOTICES_MAX = 10_000
 NEVER_FAILED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}
 # The changes that re-enabling makes: attempts are made one at a time until one succeeds.
-PROBED: dict[str, Any] = {**NEVER_FAILED, "disabled_reason": None, "probing": True}
+ENABLED_AGAIN: dict[str, Any] = {**NEVER_FAILED, "disabled_reason": None, "probing": True}
 
 
 def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
     that come meanwhile are stored and can be replayed.
     """
-    verdict = result.verdict
-    if verdict.word == "delivered":
+    consequence = result.consequence
+    if consequence.status == "delivered":
         is_well = health.failing_since is None and not health.probing
         return {} if is_well else {"failing_since": None, "probing": False}
     changes: dict[str, Any] = {}
@@ -46,7 +46,7 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
         since = changes["failing_since"] = now
     if since == now or now - last_at >= FAILED_EVERY_MS:
         changes["last_failed_at"] = now
-    reason = verdict.disabled_reason
+    reason = consequence.disabled_reason
     if reason is None and now - since >= FAILING_MAX_MS:
         reason = "failing"
     if reason is not None:
@@ -59,13 +59,13 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
 
     may_wait: whether no lane needs the slot, so that the record may wait for other units.
     """
-    attempt, verdict, database = result.record, result.verdict, context.database
+    attempt, consequence, database = result.record, result.consequence, context.database
     tenant = attempt.tenant
     # A good answer to a manual retry ends the rest.
     is_lifting = result.is_good_retry and lane.receiver.slow_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
-        may_wait &= verdict.word == "delivered" and not attempt.ordered
+        may_wait &= consequence.status == "delivered" and not attempt.ordered
         await database.write_batched(
             deliveries.record_attempts, attempt, tenant=tenant, may_wait=may_wait
         )

@@ -82,8 +82,8 @@ class Lane(Struct, eq=False):
     rate: float | None = None  # The subscriber's rate, to which `next_send_at` keeps.
     sent_at: int = 0  # When the last attempt left, whatever the rate was.
     next_send_at: float = 0.0
-    wake_at: int | None = None  # When the dispatcher looks at the lane next.
     is_loading: bool = False  # Its subscriber or rows are being read, or the read is queued.
+    next_read_at: int = 0  # After a read that failed; 0 once the subscriber was changed.
     is_deleted: bool = False  # The subscriber was deleted, and no delivery to it is pending.
     # Deliveries whose attempts were stored during the current read, which may show them as before.
     recorded_while_loading: set[str] = field(default_factory=set)
@@ -136,7 +136,7 @@ class Lane(Struct, eq=False):
     def drop_recipient(self) -> None:
         """Forget the subscriber and the waiting deliveries: their rows may have changed."""
         self.drop_waiting()
-        self.recipient, self.is_open = None, False
+        self.recipient, self.is_open, self.next_read_at = None, False, 0
 
     def drop_waiting(self) -> None:
         """Drop the waiting deliveries, and the result of a read under way."""
@@ -154,10 +154,14 @@ class Lane(Struct, eq=False):
 
     def is_idle_until(self, at: int) -> bool:
         """True if no delivery is in memory, and none that may leave is known to be due by `at`."""
-        if self.held_ids or self.is_loading:
-            return False
-        is_closed = self.recipient is not None and not self.is_open
-        return is_closed or all(backlog.next_due_at > at for backlog in self.backlogs)
+        if self.recipient is not None and not self.is_open:
+            return not (self.held_ids or self.is_loading)
+        return self.is_empty_until(at)
+
+    def is_empty_until(self, at: int) -> bool:
+        """True if no delivery is in memory, and none is known to be due by `at`."""
+        is_due = any(backlog.next_due_at <= at for backlog in self.backlogs)
+        return not (self.held_ids or self.is_loading or is_due)
 
     # Rows.
 
@@ -169,6 +173,11 @@ class Lane(Struct, eq=False):
         manual_at = min(first_at, retry_at)
         for backlog, at in zip(self.backlogs, (first_at, retry_at, manual_at), strict=True):
             backlog.next_due_at = min(backlog.next_due_at, at)
+
+    def put_off_reads(self, at: int) -> None:
+        """Read nothing before `at`, however many deliveries come: a read failed."""
+        self.next_read_at = at
+        self.expect(at, at)
 
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already or has to wait in its row."""
@@ -300,8 +309,8 @@ class Lane(Struct, eq=False):
         if result.record.ordered or result.due.id in self.read_again:
             # The next event of its generation may be due, or a retry that was asked for.
             self.expect(now, now)
-        elif result.verdict.due_at is not None:
-            self.expect(None, result.verdict.due_at)
+        elif result.consequence.due_at is not None:
+            self.expect(None, result.consequence.due_at)
 
     def release(self, due: DueDelivery) -> None:
         """Forget a delivery whose attempt has ended."""

@@ -42,14 +42,14 @@ class Loads:
         self._under_way += 1
         return True
 
-    async def run(self, go_on: Callable[[Lane, int | None], None]) -> None:
-        """Read lanes until none waits; call `go_on` for each, with a pause if it cannot be read."""
+    async def run(self, go_on: Callable[[Lane], None]) -> None:
+        """Read lanes until none waits; call `go_on` for each."""
         try:
             while lane := self._take():
-                retry_ms = await self._read(lane)
+                await self._read(lane)
                 lane.is_loading = False
                 lane.recorded_while_loading.clear()
-                go_on(lane, retry_ms)
+                go_on(lane)
         finally:
             self._under_way -= 1
 
@@ -68,16 +68,15 @@ class Loads:
             self._waiting[tenant] = lanes
         return lane
 
-    async def _read(self, lane: Lane) -> int | None:
+    async def _read(self, lane: Lane) -> None:
         try:
             await load(self._context, self._receivers, lane)
         except StorageError as error:
             _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
-            return STORAGE_RETRY_MS
+            lane.put_off_reads(self._context.clock() + STORAGE_RETRY_MS)
         except Exception:  # noqa: BLE001  one lane's trouble must not end the others
             _log.exception("lane.failed", subscriber_id=lane.subscriber_id)
-            return TROUBLE_RETRY_MS
-        return None
+            lane.put_off_reads(self._context.clock() + TROUBLE_RETRY_MS)
 
 
 async def load(context: Context, receivers: Receivers, lane: Lane) -> None:

@@ -21,17 +21,20 @@ ASK_AGAIN_SECONDS = 1  # After a refusal: nobody knows when attempts under way w
 
 async def send_test(
     dispatcher: Dispatcher, subscriber: Subscriber
-) -> tuple[Attempt, dict[str, object]] | int:
+) -> tuple[Attempt, dict[str, object]] | int | None:
     """Send a `ping` to one subscriber once; return the attempt, and exactly what was sent.
 
-    Return in how many seconds to ask again if too many tests or attempts of it or its tenant are
-    under way, or its rate allows none now: a test takes a slot like any attempt, so that tests
-    delay no delivery. SenderClosed if the process stops meanwhile.
+    None if the subscriber was deleted meanwhile. Return in how many seconds to ask again if too
+    many tests or attempts of it or its tenant are under way, or its rate allows none now: a test
+    takes a slot like any attempt, so that tests delay no delivery. SenderClosed if the process
+    stops meanwhile.
     """
     context = dispatcher.context
     turn = dispatcher.receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
-    if recipient is None or dispatcher.receivers.is_old(subscriber.tenant, turn):
+    if recipient is None:
+        return None
+    if dispatcher.receivers.is_old(subscriber.tenant, turn):
         return ASK_AGAIN_SECONDS
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
@@ -73,6 +76,7 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
         del tests[id_]
     lane.in_flight -= 1
     lane.held_ids.discard(test_id)
+    lane.read_again.discard(test_id)
     dispatcher.pump_waiting(dispatcher.context.clock())
     _refill(dispatcher, id_)
 

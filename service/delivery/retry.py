@@ -25,18 +25,22 @@ SLOW_LANE_MIN_MS = clock.SECOND
 SLOW_LANE_MAX_MS = clock.MINUTE // 2
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class Consequence(msgspec.Struct, frozen=True, kw_only=True):
     """What follows from an attempt, for its delivery and its subscriber."""
 
-    word: str  # `delivered`, `retried` or `dead`: the label in logs and metrics.
     status: str  # The delivery's status from now on.
     due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
     slow_until: int | None = None  # The lane rests until then: the answer asked for it.
     disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
+    @property
+    def outcome(self) -> str:
+        """The attempt's outcome in logs and metrics: `delivered`, `retried` or `dead`."""
+        return "retried" if self.status == "pending" else self.status
 
-DELIVERED = Verdict(word="delivered", status="delivered")
-GONE = Verdict(word="dead", status="dead", disabled_reason="gone")
+
+DELIVERED = Consequence(status="delivered")
+GONE = Consequence(status="dead", disabled_reason="gone")
 
 
 def decide(
@@ -48,7 +52,7 @@ def decide(
     jitter: float,
     is_manual: bool = False,
     planned_at: int | None = None,
-) -> Verdict:
+) -> Consequence:
     """Decide what follows from an attempt (Standard Webhooks 1.0, and the answer headers of Svix).
 
     attempt_number: how many attempts of the schedule were made, this one too unless it is manual.
@@ -67,14 +71,14 @@ def decide(
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
     slow_until = _rest_until(status_code, delay_ms, requested_ms, now)
     if instruction == "abort-message" or is_last:  # Its other deliveries rest all the same.
-        return Verdict(word="dead", status="dead", slow_until=slow_until)
+        return Consequence(status="dead", slow_until=slow_until)
     # Short delays need jitter most: deliveries that failed together would come back together.
     floor_ms = max(delay_ms, requested_ms or 0)
     spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
     due_at = now + floor_ms + int(spread_ms * jitter)
     if planned_at is not None:
         due_at = max(planned_at, now + requested_ms) if requested_ms else planned_at
-    return Verdict(word="retried", status="pending", due_at=due_at, slow_until=slow_until)
+    return Consequence(status="pending", due_at=due_at, slow_until=slow_until)
 
 
 def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: int) -> int | None:

@@ -11,7 +11,7 @@ Entry = tuple[int, int, int, "Share"]
 
 
 class Share(Struct, eq=False, weakref=True):
-    """The slots of a lane, a receiver, a part of a tenant, a tenant or all; each is in the next."""
+    """The slots of a lane, a receiver, a part of a tenant, a tenant, or all: each within the next."""
 
     parent: "Share | None" = None
     weight: int = 1  # How many slots it may hold for each one that is free.

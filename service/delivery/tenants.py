@@ -46,5 +46,5 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
     if stored.status != "disabled":  # Another process was first.
         return stored
     tx.after_commit(context.inbox.reload, stored.id)
-    changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
+    changes = {**health.ENABLED_AGAIN, "status": "active", "updated_at": tx.now}
     return await subscribers.update(tx, stored, **changes)

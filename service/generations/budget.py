@@ -28,7 +28,7 @@ class Budget:
         self.updated_at = 0
         self.paused_until = 0
         self.probe_at = 0
-        self.is_shared = False  # Whether other processes take polls from the same rate, a row.
+        self.is_shared = False  # Whether each poll is taken from a row that all processes share.
         self._throttled_id: str | None = None  # The last one throttled by a body alone.
 
     def available(self, now: int) -> int:
@@ -68,7 +68,7 @@ class Budget:
         return max(0.0, 1.0 - self.tokens) / self.rate
 
     def pause(self, until: int, probe_at: int = 0) -> None:
-        """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
+        """Allow no poll before `until`, and no probe before `probe_at`, as after a 429."""
         self.paused_until = max(self.paused_until, until)
         self.probe_at = max(self.probe_at, probe_at)
 

@@ -140,12 +140,25 @@ def _last_message(exchange: generations.Exchange) -> str:
 
 
 async def move_on(tx: Transaction, context: Context, generation: Generation) -> None:
-    """Move a row that cannot be worked behind the others, with its own back-off."""
-    count = generation.trouble_count + 1
+    """Move a row that cannot be worked behind the others, with its own back-off.
+
+    A day after its deadline it is not asked about any more.
+    """
+    id_ = generation.id
+    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    present = batch.generations.get(id_)
+    if present is None or present.is_final:
+        return  # A callback has ended it since.
+    count = present.trouble_count + 1
     due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
-    if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
-        batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
-        batch.ingest(generation.id, _update("not_asked", "", NOT_ASKED_MESSAGE))
-        await batch.write()
-        return
-    await generations.move_on(tx, generation.id, due_at, count)
+    if tx.now < present.deadline_at + HARD_END_MS:
+        batch.change(id_, next_poll_at=due_at, trouble_count=count)
+    elif present.is_terminal:
+        batch.change(id_, next_poll_at=None)
+    else:
+        batch.ingest(id_, _update("not_asked", "", NOT_ASKED_MESSAGE))
+    await batch.write()
+    if batch.generations[id_].next_poll_at is None:
+        await generations.delete_confirmations(tx, [id_])
+    else:
+        await generations.delay_confirmation(tx, id_, due_at)

@@ -102,7 +102,7 @@ class Reply(msgspec.Struct, frozen=True):
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
     pause_ms: int = 0  # For how long the answer pauses all requests to upstream.
-    is_planned: bool = False  # Whether it answers a planned poll of a follower, too.
+    is_planned: bool = False  # For a follower: whether the answer counts as its planned poll, too.
 
 
 async def ask(

@@ -179,12 +179,12 @@ async def _own_end(
     body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
     read_poll = partial(wire.read_poll, 200, {}, body, task_id, generation.input)
     own = await reading.read(len(body), read_poll)
-    if not isinstance(own, wire.Report) or _end(own) != _end(answer):
+    if not isinstance(own, wire.Report) or _outcome_of(own) != _outcome_of(answer):
         return None
     return None if await read(own.other_ids(task_id), generation.id) else own
 
 
-def _end(answer: wire.Report) -> tuple[str, bool, bool]:
+def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
     files = (answer.possible or answer).files
     return answer.state, answer.possible is not None, bool(files)
 

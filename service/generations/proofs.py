@@ -46,7 +46,7 @@ async def write_proofs(
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     batch = ingest.Batch(tx, context, read)
     await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
-    hints, doubted = [], []
+    hints, doubted, ends = [], [], dict[str, ingest.Update]()
     for proof, callback in new:
         needs_task = is_proven = False
         reading, generation = proof.reading, batch.generations.get(proof.arrival.generation_id)
@@ -54,14 +54,15 @@ async def write_proofs(
         if reading and generation and await _is_believed(tx, reading.report, generation):
             needs_task = _needs_task(reading.report, generation)
             is_proven = _apply(tx, batch, generation, reading)
+            if reading.update.is_end:
+                ends.setdefault(generation.id, reading.update)
         if not is_proven and callback.is_kept:
             doubted.append(proof.arrival)
         if needs_task or not is_proven:
             hints.append((proof.arrival, callback))
     if doubted:
         await callbacks.doubt(tx, doubted)
-    updates = {p.arrival.generation_id: p.reading.update if p.reading else None for p, _ in new}
-    judge.share_outcomes(batch, updates)
+    judge.share_outcomes(batch, ends)
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     repeated = [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
     hints += [(arrival, s) for arrival, s in repeated if arrival.generation_id not in ended]

@@ -1,5 +1,6 @@
 """Send a generation to upstream, and record what it answered."""
 
+import asyncio
 from typing import Any
 
 from msgspec.structs import replace
@@ -25,11 +26,10 @@ async def send(
 ) -> Submission:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
-    write, tenant = context.database.write_always, generation.tenant
     pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
-        after = await write(_record, context, generation, reply, tenant=tenant)
+        after = await _store(context, generation, reply)
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
@@ -38,9 +38,15 @@ async def send(
         answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
         exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
         reply = replace(reply, answer=answer, update=None, exchange=exchange)
-        after = await write(_record, context, generation, reply, tenant=tenant)
+        after = await _store(context, generation, reply)
     ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None
+
+
+async def _store(context: Context, sent: Generation, reply: Reply) -> Generation:
+    """Store upstream's answer, even if the process stops and cancels this wait for it."""
+    write = context.database.write_always
+    return await asyncio.shield(write(_record, context, sent, reply, tenant=sent.tenant))
 
 
 async def _record(tx: Transaction, context: Context, sent: Generation, reply: Reply) -> Generation:

@@ -182,7 +182,8 @@ class Submitter:
     async def _put_back(self, ids: Sequence[str], tenant: str | None) -> None:
         """Put back rows that were certainly not sent, after the unit that marked them."""
         write = self.context.database.write_behind
-        await write(_put_back, self.context, ids, tenant=tenant)
+        # A process that stops late cancels this wait, but not the write.
+        await asyncio.shield(write(_put_back, self.context, ids, tenant=tenant))
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Repeat due submissions that were put off; return how many, and the next due time."""

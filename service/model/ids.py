@@ -19,26 +19,30 @@ os.register_at_fork(after_in_child=_random.clear)  # Two processes must not use 
 def new_id(prefix: str, now: int | None = None, *, after: str | None = None) -> str:
     """Return a new id with the time `now`. Ids of one process sort in the order of the calls.
 
-    It also sorts behind `after`, an id of any process, even one whose clock is ahead.
+    It also sorts behind `after`, an id of any process, even one whose clock is ahead; it may then
+    be ahead of the ids that follow.
 
     The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1). If
     the clock steps back, or the count overflows, the id's time is later than `now`.
     """
     moment = clock.now_ms() if now is None else now
     with _lock:
-        if after is not None:
-            place = time_of(after), int(after[-19:-16], 16)
-            _state["ms"], _state["counter"] = max(place, (_state["ms"], _state["counter"]))
-        if moment > _state["ms"]:
-            _state["ms"], _state["counter"] = moment, 0
-        elif _state["counter"] < 0xFFF:
-            _state["counter"] += 1
+        ms, counter = _state["ms"], _state["counter"]
+        if moment > ms:
+            ms, counter = moment, 0
+        elif counter < 0xFFF:
+            counter += 1
         else:
-            _state["ms"], _state["counter"] = _state["ms"] + 1, 0
+            ms, counter = ms + 1, 0
+        _state["ms"], _state["counter"] = ms, counter
+        if after is not None:
+            # Not stored: one clock that is ahead must not move the ids of every process.
+            behind = (time_of(after) << 12 | int(after[-19:-16], 16)) + 1
+            ms, counter = max((ms, counter), divmod(behind, 1 << 12))
         if not _random:
             _random.extend(struct.unpack(f"{_RANDOM_COUNT}Q", os.urandom(8 * _RANDOM_COUNT)))
         tail = (_random.pop() & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
-        return f"{prefix}_{_state['ms']:012x}7{_state['counter']:03x}{tail:016x}"
+        return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
 
 
 def first_id(prefix: str, at: int) -> str:

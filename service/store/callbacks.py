@@ -105,10 +105,10 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
         row = _row(arrival, **columns, body_digest=digest)
         if is_repeated:
             row["body"] = b""
-        room.digests.add(digest)
         is_kept = room.fit(row)
         stored[position] = StoredCallback(verdict, state["last_poll_at"], is_kept)
-        if is_kept:
+        if is_kept:  # Else the same body again is no duplicate: it may have to be kept.
+            room.digests.add(digest)
             rows.append(row)
     await _insert_rows(tx, rows)
     return stored

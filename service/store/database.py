@@ -113,11 +113,14 @@ class Database(Protocol):
         """Like `write`, but never refused: retried every second until stored.
 
         For answers that upstream will not repeat. The caller limits how many of these calls wait.
+        If it is canceled, the unit is not retried: what must be stored even then is shielded.
         """
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write_always`, but it runs after every unit that is queued or in a commit now.
 
+        It may overtake one that waits for its retry. So who undoes what a `write_always` may have
+        done cancels that first.
         tenant: that of the earlier unit which this one must follow.
         """
 

@@ -177,12 +177,6 @@ async def _list_by_choice(
     return due
 
 
-async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_count: int) -> None:
-    """Plan the poll and the confirmation of a row that could not be worked for `due_at`."""
-    await tx.run("generation_move_on", id=generation_id, due_at=due_at, trouble_count=trouble_count)
-    await delay_confirmation(tx, generation_id, due_at)
-
-
 async def next_due(
     tx: Transaction, work: Work, tenants: Sequence[str] = (), without: Sequence[str] = ()
 ) -> int | None:

@@ -1,6 +1,7 @@
 """Retention: delete old rows in small batches, but never a pending delivery or what it needs.
 
-It also adds up the usage of PostgreSQL, whose transactions store it in `usage_added`.
+On PostgreSQL it also adds up the usage, which transactions store in `usage_added`, and orders the
+events: what nobody asks for would pile up.
 
 Old pending deliveries to a disabled subscriber are canceled, and deleted by the next sweep.
 
@@ -70,6 +71,7 @@ class Sweep:
     after: str = ""
     next_at: int = 0
     fold_at: int = 0
+    reseal_at: int = 0  # Other processes may go on with older keys for a while.
 
 
 async def run_due(
@@ -77,6 +79,7 @@ async def run_due(
 ) -> tuple[int, int]:
     """Delete one batch, if the sweep is due; return how many rows, and when the next is due."""
     if now >= sweep.fold_at:
+        await database.order_events()
         sweep.fold_at = now + await _fold_usage(database)
     if now < sweep.next_at:
         return 0, min(sweep.next_at, sweep.fold_at)

@@ -26,6 +26,7 @@ class Writes:
         self._queue = Queue(queue_max)
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
+        self._full: set[object] = set()  # Units that wait until a commit ends, which wakes them.
         self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -53,7 +54,10 @@ class Writes:
         return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write`, but never refused: retried every second until stored or closed."""
+        """Like `write`, but never refused: retried every second until stored or closed.
+
+        It is not retried once its caller was canceled.
+        """
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
@@ -90,7 +94,8 @@ class Writes:
             raise StorageError("the database is closed")
         self._queue.put(item)
         if not may_wait:
-            self._wake.set()
+            if item.unit not in self._full:
+                self._wake.set()
         elif self._wake_timer is None:
             loop = asyncio.get_running_loop()
             self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
@@ -125,14 +130,15 @@ class Writes:
         return [item for item in items if item not in again]
 
     def _retry(self) -> None:
-        """Put the items to retry into the queue again."""
+        """Put the items to retry into the queue again, unless their callers were canceled."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
         items, self._retried = self._retried, []
         for item in items:
-            item.error = None
-            self._queue.put(item)
+            if not item.future.cancelled():
+                item.error = None
+                self._queue.put(item)
         self._wake.set()
 
 

@@ -110,8 +110,9 @@ class Client:
             ):
                 received.status, received.headers = response.status_code, response.headers
                 content = await self._read(response, received.content)
-                make_answer = partial(read, response.status_code, response.headers, content)
-                return await reading.read(len(content), make_answer)
+            # Upstream's time is over: the answer may wait for the thread that reads large ones.
+            make_answer = partial(read, response.status_code, response.headers, content)
+            return await reading.read(len(content), make_answer)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
             if body is None:

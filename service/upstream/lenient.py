@@ -58,34 +58,6 @@ def opened(text: str) -> Any:
     return decoded.value if decoded and decoded.is_whole else text
 
 
-def has_repeated_names(body: bytes, decoded: dict[str, Any] | list[Any]) -> bool:
-    """Whether an object has a name twice: readers differ in which value they take (RFC 8259, 4).
-
-    `decoded` holds each name once. If the body has no more colons, it is not read again: a colon
-    stands behind each name, and those in texts are the same, unless one is written as an escape.
-    """
-    if b"\\u00" not in body and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
-        return False
-    try:
-        text = json.loads(body, object_pairs_hook=_check_names)
-        if isinstance(text, str):
-            json.loads(text, object_pairs_hook=_check_names)
-    except _RepeatedNameError:
-        return True
-    except (ValueError, RecursionError):
-        return False  # It is no strict JSON, and nobody else reads it at all.
-    return False
-
-
-class _RepeatedNameError(Exception):
-    """An object has a name twice."""
-
-
-def _check_names(pairs: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise _RepeatedNameError
-
-
 def _text(body: bytes) -> str:
     encoding = json.detect_encoding(body)  # Also by a byte order mark.
     return body.decode("utf-8-sig" if encoding == "utf-8" else encoding, "replace").lstrip()

@@ -5,7 +5,7 @@ counts as a sign: a second task costs money, and a submission that is lost does 
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 
 from service.upstream import nouns
@@ -152,7 +152,7 @@ def _names_id(prose: str, is_sent: IsSent) -> bool:
         begin = max(0, at - 2)
         is_labelled = not _IDS.isdisjoint(words[begin:at])
         is_told = is_labelled or not nouns.TAKEN.isdisjoint(words[begin : at + 3])
-        if is_told or _is_near(jobs, at):
+        if is_told or _near(jobs, at):
             return True
     return False
 
@@ -170,9 +170,8 @@ def _label(words: list[str], at: int) -> str:
     return ""
 
 
-def _is_near(jobs: list[int], at: int) -> bool:
-    next_ = bisect_left(jobs, at)
-    return any(abs(job - at) <= NEAR_WORDS for job in jobs[max(0, next_ - 1) : next_ + 1])
+def _near(jobs: list[int], at: int) -> list[int]:
+    return jobs[bisect_left(jobs, at - NEAR_WORDS) : bisect_right(jobs, at + NEAR_WORDS)]
 
 
 def _clauses(prose: str) -> Iterator[list[str]]:
@@ -187,24 +186,33 @@ def _is_taken(words: list[str]) -> bool:
     """Whether a clause says that the task of this submission was taken."""
     if not nouns.TAKEN.isdisjoint(words) and (nouns.TAKEN | nouns.FILLERS).issuperset(words):
         return True
-    jobs = [at for at in range(len(words)) if nouns.is_own(words, at)]
+    # What concerns the whole clause is looked for once: it may have 100,000 words.
+    limit_at = next((at for at, word in enumerate(words) if word in nouns.LIMITS), len(words))
+    is_old = "already" in words
+    jobs = [
+        at
+        for at in range(len(words))
+        if nouns.is_own(words, at) and not (is_old and _is_any(words, at))
+    ]
     for at, word in enumerate(words):
         if word in nouns.NEGATIONS:
             return False
         if word in nouns.TAKEN and nouns.DESCRIBED.isdisjoint(words[at + 1 : at + 2]):
             is_queued = word == "queued" and not _PERSONS.isdisjoint(words[max(0, at - 3) : at])
-            if is_queued or any(_is_said(words, job, at) for job in jobs):
+            near = _near(jobs, at)
+            if is_queued or any(_is_said(words, job, at, limit_at) for job in near):
                 return True
     return False
 
 
-def _is_said(words: list[str], job: int, taken: int) -> bool:
+def _is_said(words: list[str], job: int, taken: int, limit_at: int) -> bool:
     """Whether two words of a clause say together that this task was taken."""
     # What follows "your task was queued" takes nothing back.
-    if abs(job - taken) > NEAR_WORDS or not nouns.LIMITS.isdisjoint(
-        words[:taken] if job < taken else words
-    ):
+    if limit_at < (taken if job < taken else len(words)):
         return False
     # `a task is running` may be any; `a task was created` is this one.
-    is_any = job > 0 and words[job - 1] in ("a", "an")
-    return not (is_any and (words[taken] in nouns.GOING or "already" in words))
+    return not (_is_any(words, job) and words[taken] in nouns.GOING)
+
+
+def _is_any(words: list[str], job: int) -> bool:
+    return job > 0 and words[job - 1] in ("a", "an")

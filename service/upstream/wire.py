@@ -10,7 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from service.upstream import documents, errors, lenient, names, results, vocabulary
+from service.model.json_names import find_repeated
+from service.upstream import documents, errors, names, results, vocabulary
 from service.upstream.ids import disliked_id
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
@@ -280,7 +281,7 @@ def read_callback(body: bytes) -> Report | None:
     if document is None:
         return None
     report = read_report(document)
-    is_clear = document.is_whole and not lenient.has_repeated_names(body, document.raw)
+    is_clear = document.is_whole and find_repeated(body, document.raw) is None
     if is_clear and report.is_proof and not _is_trouble(document, report):
         return report
     return Report(

@@ -75,6 +75,35 @@ def test_an_empty_value_is_refused_as_that_of_a_variable_that_is_not_set(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("subscribers create URL --event-types ping --event-types all", "event-types"),
+        ("subscribers create URL --payload thin --pay=full", "payload"),
+        ("subscribers update sub_1 --ordered --ordered false", "ordered"),
+        ("keys create --name a --scopes submit --scopes read", "scopes"),
+        (f"{CREATE} --model m", "model"),
+        ("replay sub_1 --since 1h --since 2h", "since"),
+        ("replay sub_1 --since 1h --only all --only dead", "only"),
+        ("generations list --url http://a --url http://b", "url"),
+        ("sandbox --port 1 --port 2", "port"),
+        ("tick --every 5 --every 6", "every"),
+    ],
+)
+def test_a_value_that_is_given_twice_is_refused(
+    line: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(line, capsys).endswith(f"argument --{flag}: is given twice: give it once")
+
+
+@pytest.mark.parametrize("option", ["--wait", "--save folder"])
+@pytest.mark.parametrize("line", [CREATE, "generations retry gen_1"])
+def test_to_wait_and_not_to_wait_is_refused(
+    line: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--no-wait" in refused(f"{line} --no-wait {option}", capsys)
+
+
 @pytest.mark.parametrize("line", ["backup", "demo --output", "generations save gen_1"])
 def test_a_path_that_is_not_utf8_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(f"{line} a\udcff", capsys).endswith("must be UTF-8")

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -96,6 +97,29 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             assert running.process.stderr is not None
             assert running.process.stderr.read() == ""
         released.set()
+
+
+def test_a_stop_that_no_signal_began_ends_by_force_where_no_thread_can_be_started() -> None:
+    code = (
+        "import asyncio, threading\n"
+        "from service.cli.stopping import Stop\n"
+        "def fail(_): raise RuntimeError('cannot start new thread')\n"
+        "async def main():\n"
+        "    stop = Stop(0.0)\n"
+        "    threading.Thread.start = fail\n"
+        "    stop.begin()\n"  # As a worker that failed does.
+        "    threading.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=END_SECONDS,
+    )
+    assert done.returncode == 1
+    assert "stop.forced" in done.stderr
 
 
 def test_a_worker_alone_serves_its_health_and_its_metrics_and_nothing_else(tmp_path: Path) -> None:

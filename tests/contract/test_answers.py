@@ -346,6 +346,20 @@ async def test_a_body_that_is_not_json_answers_400(world: Harness) -> None:
         assert await statuses(world.client, readers, ids, content=body) == expected, body[:20]
 
 
+async def test_a_name_twice_in_a_body_answers_400_and_is_named(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(lambda each: each.reads_body)
+    expected = every(readers, 400, "invalid_json")
+    for body in (b'{"a":1,"a":1}', b'{"b":[{"a":1,"\\u0061":{}}],"c":"::"}', b'{"":0,"":0}'):
+        assert await statuses(world.client, readers, ids, content=body) == expected, body
+    body = b'{"model":"m","input":{"n":"%s","x:\\"":1,"x:\\"":2}}' % (b"a" * 100_000)
+    answer = await world.client.post("/v1/generations", content=body)
+    assert answer.json()["detail"] == (
+        r'An object of the body gives "x:\"" twice: give each name once.'
+    )
+    assert breaches(answer) == []
+
+
 async def test_no_body_is_an_error_where_one_is_required(world: Harness) -> None:
     ids = await populate(world)
     required = guarded(lambda each: each.reads_body and "rotate" not in each.path)

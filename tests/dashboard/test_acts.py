@@ -255,6 +255,12 @@ async def test_a_value_that_is_nested_too_deep_is_an_error_of_its_field(
     assert "input_urls" in text_of(page)
 
 
+async def test_a_name_twice_in_json_of_a_form_is_an_error_of_its_field(browser: Browser) -> None:
+    fields = {"input.prompt": "a harbour", "input.input_urls": '[{"a": 1, "a": 2}]'}
+    page = await browser.post("/models/try", model="flux-2", **fields)
+    assert (page.status_code, "input_urls cannot be read" in text_of(page)) == (422, True)
+
+
 async def test_numbers_choices_and_switches_of_a_form_become_json(
     world: Harness, browser: Browser
 ) -> None:

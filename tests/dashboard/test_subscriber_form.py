@@ -137,6 +137,7 @@ async def test_what_somebody_else_changed_meanwhile_stays(
         ("metadata", "{", "must be a JSON object of texts"),
         ("metadata", "[" * 5_000, "must be a JSON object of texts"),
         ("metadata", '{"a": 1}', "must be a JSON object of texts"),
+        ("metadata", '{"a": "1", "a": "2"}', "contains a name twice"),
         ("metadata", '{"a b": "1"}', "/filter/metadata/a b"),
         ("headers", "no colon", "must have a name, a colon and a value"),
         ("headers", "A: 1\nA: 2", "contains a header twice"),

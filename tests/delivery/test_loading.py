@@ -29,7 +29,7 @@ async def test_many_lanes_of_one_tenant_delay_no_lane_of_another(
     for number in range(501):
         lane = Lane(f"sub_{number}", tenant="other" if number == 500 else "many")
         if loads.add(lane):
-            runs.append(loads.run(lambda _lane, _retry_ms: None))
+            runs.append(loads.run(lambda _lane: None))
         assert not loads.add(lane)  # It waits already.
     await asyncio.gather(*runs)
     assert (len(read), most) == (501, LOADS_MAX)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.delivery import retry
-from service.delivery.retry import DELIVERED, GONE, Verdict
+from service.delivery.retry import DELIVERED, GONE, Consequence
 from service.delivery.target import Answer, SendError
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
 
@@ -25,7 +25,7 @@ def decide(
     attempt_number: int = 1,
     jitter: float = 0.0,
     schedule_seconds: tuple[int, ...] = retry.DEFAULT_RETRY_SECONDS,
-) -> Verdict:
+) -> Consequence:
     return retry.decide(
         result,
         attempt_number=attempt_number,
@@ -40,17 +40,21 @@ def answered(status_code: int, **headers: str) -> Answer:
     return Answer(status_code, named, b"")
 
 
-DEAD = Verdict(word="dead", status="dead")
+DEAD = Consequence(status="dead")
 
 
-def retried(due_at: int, slow_until: int | None = None) -> Verdict:
-    return Verdict(word="retried", status="pending", due_at=due_at, slow_until=slow_until)
+def retried(due_at: int, slow_until: int | None = None) -> Consequence:
+    return Consequence(status="pending", due_at=due_at, slow_until=slow_until)
 
 
-def due_at(verdict: Verdict) -> int:
-    assert (verdict.word, verdict.status, verdict.disabled_reason) == ("retried", "pending", None)
-    assert verdict.due_at is not None
-    return verdict.due_at
+def due_at(consequence: Consequence) -> int:
+    assert (consequence.outcome, consequence.status, consequence.disabled_reason) == (
+        "retried",
+        "pending",
+        None,
+    )
+    assert consequence.due_at is not None
+    return consequence.due_at
 
 
 # Delivery
@@ -85,14 +89,14 @@ def test_410_ends_the_delivery_and_disables_the_subscriber() -> None:
 
 @pytest.mark.parametrize("status_code", [300, 400, 404, 429, 500, 503])
 @pytest.mark.parametrize(
-    ("value", "verdict"),
+    ("value", "consequence"),
     [("abort-message", DEAD), (" Abort-Message ", DEAD), ("disable", GONE), ("DISABLE", GONE)],
 )
 def test_a_subscriber_may_ask_for_no_more_in_a_header(
-    status_code: int, value: str, verdict: Verdict
+    status_code: int, value: str, consequence: Consequence
 ) -> None:
     decided = decide(answered(status_code, webhook_delivery=value))
-    assert msgspec.structs.replace(decided, slow_until=None) == verdict
+    assert msgspec.structs.replace(decided, slow_until=None) == consequence
 
 
 @pytest.mark.parametrize("value", ["", "continue", "abort", "disable, abort-message"])
@@ -113,8 +117,8 @@ def test_a_rest_is_heeded_though_the_delivery_has_no_further_attempt(
     headers: dict[str, str],
 ) -> None:
     number = 1 if headers else 10
-    verdict = decide(answered(429, retry_after="60", **headers), number)
-    assert (verdict.status, verdict.slow_until) == ("dead", NOW + 60 * SECOND)
+    consequence = decide(answered(429, retry_after="60", **headers), number)
+    assert (consequence.status, consequence.slow_until) == ("dead", NOW + 60 * SECOND)
 
 
 def test_a_schedule_of_one_entry_means_one_attempt() -> None:
@@ -153,8 +157,8 @@ def test_a_throttled_subscriber_goes_to_the_slow_lane(status_code: int) -> None:
         ({}, 2, MINUTE // 2),
         ({}, 9, MINUTE // 2),
     ):
-        verdict = decide(Answer(status_code, tuple(headers.items()), b""), number)
-        assert verdict.slow_until == NOW + slow_ms
+        consequence = decide(Answer(status_code, tuple(headers.items()), b""), number)
+        assert consequence.slow_until == NOW + slow_ms
     short = decide(answered(status_code), 1, schedule_seconds=(0, 0))
     assert short.slow_until == NOW + SECOND
 
@@ -183,20 +187,20 @@ def test_no_retry_is_earlier_than_its_delay_or_later_than_its_bounds(
     now: int,
     jitter: float,
 ) -> None:
-    verdict = retry.decide(
+    consequence = retry.decide(
         result,
         attempt_number=attempt_number,
         schedule_seconds=schedule_seconds,
         now=now,
         jitter=jitter,
     )
-    if verdict.status != "pending":
-        assert verdict.due_at is None
+    if consequence.status != "pending":
+        assert consequence.due_at is None
         return
     delay_ms = schedule_seconds[attempt_number] * SECOND
-    assert delay_ms <= due_at(verdict) - now < max(delay_ms, DAY) * 1.1 + SECOND
-    if verdict.slow_until is not None:
-        assert SECOND <= verdict.slow_until - now <= DAY
+    assert delay_ms <= due_at(consequence) - now < max(delay_ms, DAY) * 1.1 + SECOND
+    if consequence.slow_until is not None:
+        assert SECOND <= consequence.slow_until - now <= DAY
 
 
 @relaxed

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations import ingest
+from service.generations import ingest, judge
 from service.generations.hints import ABSENT_MAX
 from service.store import generations
 from tests.faults import DelayedAnswer, crash, execute, rows, status_of
@@ -431,6 +431,40 @@ async def test_a_row_that_cannot_be_worked_moves_on_alone(
             await world.run(HOUR)
         ended = await rows(world, "SELECT id FROM generations WHERE status = 'timed_out'")
         assert len(ended) == 2
+
+
+async def test_a_poll_that_fails_while_a_callback_ends_its_generation_plans_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.generate()
+
+        async def fail(*_: object) -> None:
+            monkeypatch.undo()
+            assert (await world.call_back()).status_code == 200
+            raise RuntimeError("a passing fault")
+
+        monkeypatch.setattr(judge, "judge", fail)
+        await world.run(400)
+        [row] = await rows(world, "SELECT status, next_poll_at FROM generations")
+        assert (row["status"], row["next_poll_at"]) == ("succeeded", None)
+
+
+async def test_late_polls_that_always_fail_end_a_day_after_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OverflowError("too large for a column")
+
+    async with opened(tmp_path) as world:
+        await world.generate(POLLED)
+        await world.run(HOUR)
+        await world.run(1)
+        monkeypatch.setattr(judge, "judge", fail)
+        for _ in range(30):
+            await world.run(HOUR)
+        [row] = await rows(world, "SELECT status, next_poll_at FROM generations")
+        assert (row["status"], row["next_poll_at"]) == ("timed_out", None)
 
 
 @pytest.mark.sqlite_only("its trigger is of SQLite")

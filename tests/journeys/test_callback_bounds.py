@@ -1,5 +1,6 @@
 """What the callbacks of one generation leave: bounded, without secrets, and the end as it came."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 
 from service.api import receiver
+from service.model.ids import new_id
 from service.store import callbacks, retention
 from service.store.database import Row
 from service.telemetry import metrics
@@ -125,30 +127,49 @@ async def test_a_callback_that_is_not_kept_is_still_a_hint(tmp_path: Path) -> No
         assert len(world.upstream.polls) == polls + 1
 
 
+async def insert(world: Harness, bodies: list[bytes], *, reports_end: bool | None) -> list[Any]:
+    """Store callbacks of the generation in one commit."""
+
+    async def store_all(tx: Any) -> list[Any]:
+        [generation] = await tx.select("SELECT id, nonce FROM generations", {})
+        arrivals = [
+            callbacks.Arrival(
+                id=new_id("cb", world.clock()),
+                upstream="apiinone",
+                received_at=0,
+                headers=[],
+                generation_id=generation["id"],
+                nonce=generation["nonce"],
+                body=body,
+                readable=True,
+                reports_end=reports_end,
+            )
+            for body in bodies
+        ]
+        return await callbacks.insert(tx, arrivals)
+
+    stored: list[Any] = await world.app.database.write(store_all)
+    return stored
+
+
 async def test_callbacks_of_one_commit_share_the_room(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
-
-        async def store_all(tx: Any) -> list[Any]:
-            [generation] = await tx.select("SELECT id, nonce FROM generations", {})
-            arrivals = [
-                callbacks.Arrival(
-                    id=f"cb_{number:032x}",
-                    upstream="apiinone",
-                    received_at=0,
-                    headers=[],
-                    generation_id=generation["id"],
-                    nonce=generation["nonce"],
-                    body=progress(number),
-                    readable=True,
-                    reports_end=False,
-                )
-                for number in range(100)
-            ]
-            return await callbacks.insert(tx, arrivals)
-
-        stored = await world.app.database.write(store_all)
+        stored = await insert(world, [progress(n) for n in range(100)], reports_end=False)
         assert [callback.is_kept for callback in stored] == [True] * 90 + [False] * 10
+
+
+async def test_the_body_of_an_end_that_comes_twice_in_one_commit_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        end = msgspec.json.encode(success_report("task1"))
+        large = [b"[" + b" " * (MEBIBYTE - len(end) // 3) + b"%d]" % n for n in range(3)]
+        await insert(world, large, reports_end=False)
+        unread = await insert(world, [end] * 2, reports_end=None)
+        assert [callback.is_kept for callback in unread] == [None] * 2
+        stored = await insert(world, [end] * 2, reports_end=True)
+        assert [callback.verdict for callback in stored] == ["accepted", "duplicate"]
+        assert [row["body"] for row in await kept(world)][3:] == [len(end), 0]
 
 
 async def test_rejected_callbacks_take_no_room(tmp_path: Path) -> None:
@@ -218,6 +239,28 @@ async def test_strangers_do_not_hide_the_rejected_callbacks_of_a_generation(tmp_
             assert (await world.call_back()).status_code == 401
         stored = await world.get("/v1/callbacks", generation_id=generation["id"])
         assert len(stored["data"]) == limit
+
+
+async def test_a_body_that_was_late_gives_strangers_no_new_second(tmp_path: Path) -> None:
+    signed = {"upstream_signature": "kie", "upstream_signature_secret": "s" * 32}
+
+    async def be_strange(world: Harness) -> None:
+        for _ in range(receiver.REJECTIONS_PER_SECOND + 5):
+            await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/wrong", json={})
+
+    async with opened(tmp_path, **signed) as world:
+
+        async def late() -> AsyncIterator[bytes]:
+            yield b"{"
+            world.clock.advance(10)
+            await be_strange(world)
+            yield b"}"
+
+        await world.generate()
+        assert (await world.call_back(content=late())).status_code == 401
+        await be_strange(world)
+        [row] = await rows(world, "SELECT count(*) AS count FROM callbacks WHERE tenant = ''")
+        assert row["count"] == receiver.REJECTIONS_PER_SECOND
 
 
 async def test_strangers_do_not_push_out_the_rejected_callbacks_of_a_generation(

@@ -6,8 +6,12 @@ import httpx
 import msgspec
 import pytest
 
+from service.generations import proofs
+from service.model.ids import new_id
+from service.store.callbacks import Arrival
+from service.store.database import Transaction
 from tests.faults import rows, status_of
-from tests.harness import create_answer, opened, success_report
+from tests.harness import Harness, create_answer, opened, success_report
 
 
 @pytest.mark.parametrize(
@@ -144,3 +148,61 @@ async def test_a_repeated_or_late_callback_is_not_shown_as_believed(tmp_path: Pa
             ("accepted", "body"),
             ("late", "confirm"),
         ]
+
+
+async def arrive_together(world: Harness, generation_id: str, *reports: object) -> None:
+    """Let callbacks of a generation come whose bodies are stored in one commit."""
+    [row] = await rows(world, f"SELECT nonce FROM generations WHERE id = '{generation_id}'")  # noqa: S608
+    arrivals = [
+        Arrival(
+            id=new_id("cb", world.clock()),
+            upstream="apiinone",
+            received_at=world.clock(),
+            headers=(),
+            generation_id=generation_id,
+            nonce=row["nonce"],
+            trust="body",
+            body=msgspec.json.encode(report),
+            readable=True,
+        )
+        for report in reports
+    ]
+
+    async def store(tx: Transaction) -> None:
+        read = [proofs.read_proof(world.app.context, each) for each in arrivals]
+        await proofs.write_proofs(tx, read, context=world.app.context)
+
+    await world.app.database.write(store)
+
+
+async def shared_by_two(world: Harness) -> list[str]:
+    """Two equal generations with one task, and another one with its own; return their ids."""
+    for task in ("task1", "task1", "task9"):
+        world.upstream.create_replies.append(httpx.Response(200, json=create_answer(task)))
+    equal = [(await world.generate())["id"] for _ in range(2)]
+    other = await world.generate(input={"prompt": "another thing"})
+    return [*equal, other["id"]]
+
+
+async def test_a_body_that_is_not_believed_is_no_outcome_for_who_shares_the_task(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = "https://cdn.example/ours.png", "https://cdn.example/theirs.png"
+    async with opened(tmp_path, callback_trust="body") as world:
+        first, second, other = await shared_by_two(world)
+        reports = success_report("task1", ours), success_report("task9", theirs)
+        await arrive_together(world, first, *reports)
+        for id_ in (first, second):
+            output = (await world.get(f"/v1/generations/{id_}"))["output"]
+            assert [file["url"] for file in output["files"]] == [ours]
+        assert await status_of(world, other) == "processing"
+
+
+async def test_who_shares_a_task_gets_its_end_though_a_report_of_progress_follows(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        first, second, _ = await shared_by_two(world)
+        progress = {"data": {"task_id": "task1", "status": "processing"}}
+        await arrive_together(world, first, success_report("task1"), progress)
+        assert [await status_of(world, id_) for id_ in (first, second)] == ["succeeded"] * 2

@@ -145,6 +145,33 @@ async def test_a_callback_that_is_stored_is_answered_200_though_its_drive_fails(
         assert world.subscribers.event_types() == ["generation.succeeded"]
 
 
+@pytest.mark.parametrize("edge", ["at its beginning", "between its turns"])
+async def test_a_drive_whose_look_for_commits_fails_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    async with driven(tmp_path) as world:
+        await world.generate()
+        worker, look = world.app.worker, world.app.worker.ownership.other_process_committed
+        looks: list[bool] = []
+
+        async def fail() -> bool:
+            looks.append(worker.ownership.is_held)
+            if edge == "between its turns" and len(looks) == 1:
+                worker.ticks._requested.set()  # Another request has come: the session goes on.
+                return await look()
+            raise StorageError("disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.ownership, "other_process_committed", fail)
+            assert (await world.call_back()).status_code == 200
+            await driving(world.app)
+        assert looks[0]
+        rest = worker.ticks._ending
+        if rest is not None:
+            await rest
+        assert not works(world.app)
+
+
 async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> None:
     async with driven(tmp_path, drive_seconds=2.0) as world:
         gate = Gate()
@@ -180,6 +207,23 @@ async def test_a_request_shares_the_turn_of_one_that_waits_for_a_receiver(tmp_pa
         gate.is_open.set()
         answers = await asyncio.gather(first, second)
         assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_a_request_does_not_wait_while_a_turn_earns_its_question(tmp_path: Path) -> None:
+    async with driven(tmp_path, poll_rate_per_second=0.05) as world:
+        await world.subscribe()
+        await world.generate()
+        first = asyncio.create_task(world.call_back())
+        async with asyncio.timeout(OFF["drive_seconds"] / 3):  # It takes 20 s to earn one.
+            while not world.upstream.polls or world.app.worker.poller.in_flight:
+                await world.get("/v1/events")
+            second = asyncio.create_task(world.generate())
+            while len(world.subscribers.webhooks) < 2:
+                await world.get("/v1/events")
+        await world.app.stop()
+        assert (await first).status_code == 200
+        await second
+        await world.app.start()
 
 
 async def test_who_works_looks_again_after_it_let_go(

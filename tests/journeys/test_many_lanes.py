@@ -86,6 +86,35 @@ async def test_what_a_paused_subscriber_is_owed_holds_no_lane(tmp_path: Path) ->
         await worker.end_session()
 
 
+@pytest.mark.sqlite_only("it looks at once; the notice of PostgreSQL takes a moment")
+async def test_a_lane_goes_on_once_another_process_has_resumed_its_subscriber(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        worker = world.app.worker
+        await begin(world)
+        await world.client.patch(path, json={"status": "paused"})
+        await world.generate()
+
+        async def follow() -> None:
+            """Hear of changes, without a look at all lanes."""
+            await worker.session._follow_changes()
+            await worker.dispatcher.run_due(world.clock())
+            await worker.dispatcher.settle()
+
+        await follow()
+        lane = worker.dispatcher.lanes[subscriber["id"]]
+        assert lane.recipient is not None
+        assert not lane.is_open
+        async with another_process(world):
+            await world.client.patch(path, json={"status": "active"})
+        await follow()
+        assert len(world.subscribers.webhooks) == 1
+        await worker.end_session()
+
+
 async def test_a_change_of_all_subscribers_reads_no_lane_without_work(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)

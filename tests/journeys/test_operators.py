@@ -129,3 +129,15 @@ async def test_a_revoked_keys_long_poll_gets_no_outcome(tmp_path: Path) -> None:
             answer = await waiting
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
         assert (await world.get(path))["status"] == "succeeded"
+
+
+async def test_a_key_with_only_submit_sees_a_generation_in_the_answers_to_its_acts_alone(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world, await client_with(world, "submit") as submitter:
+        path = f"/v1/generations/{(await world.generate())['id']}"
+        for place in ("/v1/generations", path, f"{path}/timeline"):
+            assert await code_of(submitter, "GET", place) == (403, "forbidden")
+        for act in ("refresh", "cancel", "refresh"):  # It has ended before the last one.
+            answer = await submitter.post(f"{path}/{act}")
+            assert answer.json()["input"] == {"prompt": "a small harbour"}

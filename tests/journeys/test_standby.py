@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from service.generations.poll import Poller
 from service.model.errors import StorageError
-from service.store import reseal
-from service.store.sqlite.database import Database
-from service.store.vault import Vault
 from tests.harness import Harness, opened
 
 
@@ -54,6 +52,32 @@ async def test_a_worker_that_lost_its_right_stands_by_and_works_again(
         await stop_worker(world)
 
 
+async def test_a_step_that_backs_off_does_not_delay_the_next_try_for_the_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = asyncio.Event()
+
+    async def fail(_now: int) -> int | None:
+        failed.set()
+        raise OverflowError
+
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    monkeypatch.setattr("service.worker.log_failure", lambda *_: 3_600.0)
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.poller, "expire_due", fail)
+            worker.start()
+            await failed.wait()
+        lost = worker.session
+        await worker.ownership.release()
+        async with asyncio.timeout(30):
+            while worker.session is lost:
+                await world.get("/v1/events")
+        await wait_until_working(world)
+        await stop_worker(world)
+
+
 @pytest.mark.sqlite_only("it makes the lock of a file fail")
 async def test_a_worker_starts_once_its_lock_can_be_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,14 +108,14 @@ async def test_a_worker_starts_once_the_disk_works_again(
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
     failures = [StorageError("the database failed: disk I/O error")] * 3
-    run = reseal.run
+    take_over = Poller.take_over
 
-    async def fail_three_times(database: Database, vault: Vault) -> None:
+    async def fail_three_times(poller: Poller, now: int) -> None:
         if failures:
             raise failures.pop()
-        await run(database, vault)
+        await take_over(poller, now)
 
-    monkeypatch.setattr(reseal, "run", fail_three_times)
+    monkeypatch.setattr(Poller, "take_over", fail_three_times)
     async with opened(tmp_path) as world:
         worker = world.app.worker
         assert worker is not None

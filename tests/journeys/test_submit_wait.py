@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations import submit
+from service.generations import send, submit
+from service.model.errors import StorageError
+from service.store import writes
 from service.upstream import wire
-from tests.faults import DelayedAnswer, rows, status_of
+from tests.faults import DelayedAnswer, rows, status_of, storage_failure
 from tests.harness import Harness, create_answer, opened
 from tests.journeys.gates import by_hand
 
@@ -164,6 +166,79 @@ async def test_a_process_that_stops_while_it_marks_a_submission_puts_it_back(
             assert (await working).status_code == 503
         await world.run(2)
         assert (await submissions(world), len(world.upstream.creates)) == (["taken"], sent + 1)
+
+
+class FailOnce:
+    """A unit whose first commit fails: it is stored a second later, or as the database closes."""
+
+    def __init__(
+        self, world: Harness, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+    ) -> None:
+        self._unit, self._keep = getattr(module, name), world.app.database._keep
+        self._calls = 0
+        self.failed = asyncio.Event()
+        monkeypatch.setattr(module, name, self)
+        monkeypatch.setattr(world.app.database, "_keep", self._keep_and_tell)
+        monkeypatch.setattr(writes, "RETRY_SECONDS", 3_600)
+
+    async def __call__(self, *args: Any) -> Any:
+        self._calls += 1
+        if self._calls == 1:
+            raise storage_failure()
+        return await self._unit(*args)
+
+    def _keep_and_tell(self, *args: Any) -> Any:
+        self.failed.set()
+        return self._keep(*args)
+
+
+async def test_a_process_that_stops_while_it_cannot_mark_a_submission_marks_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        world.upstream.create_replies.append(httpx.Response(503))
+        await create(world)
+        world.clock.advance(5)
+        claim = FailOnce(world, monkeypatch, submit, "_claim_due")
+        world.app.worker.start()
+        await claim.failed.wait()
+        await world.restart()
+        assert await submissions(world) == ["waiting"]
+        await world.run(2)
+        assert (await submissions(world), len(world.upstream.creates)) == (["taken"], 2)
+
+
+async def test_an_answer_that_could_not_be_stored_is_stored_as_the_process_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        record = FailOnce(world, monkeypatch, send, "_record")
+        creating = asyncio.create_task(create(world))
+        await record.failed.wait()
+        await world.restart()
+        assert (await creating).status_code == 202
+        assert await submissions(world) == ["taken"]
+
+
+async def test_what_could_not_be_put_back_is_put_back_as_the_process_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        put_back = FailOnce(world, monkeypatch, submit, "_put_back")
+        database = world.app.database
+        write = database.write
+
+        async def store_and_refuse(*args: Any, **options: Any) -> None:
+            await write(*args, **options)
+            raise StorageError("the database did not commit in time")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(database, "write", store_and_refuse)
+            assert (await create(world)).status_code == 503
+        await put_back.failed.wait()
+        assert await submissions(world) == ["sending"]
+        await world.restart()
+        assert await submissions(world) == ["waiting"]
 
 
 @pytest.mark.sqlite_only("its trigger is of SQLite")

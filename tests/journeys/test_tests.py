@@ -156,3 +156,31 @@ async def test_a_test_leaves_no_lane_where_another_process_works_on_the_subscrib
         monkeypatch.setattr(dispatcher.context.database, "holds", lambda _id: False)
         assert await status_of_test(world, subscriber) == 200
         assert dispatcher.lanes == {}
+
+
+async def test_a_test_of_a_subscriber_that_is_deleted_meanwhile_finds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find_none(*_: object) -> None:
+        """Read as after the deletion."""
+
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe()
+        monkeypatch.setattr("service.delivery.ping.read_recipient", find_none)
+        assert await status_of_test(world, subscriber) == 404
+
+
+async def test_tests_leave_nothing_in_a_lane(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe()
+        gates = Gate(), Gate()
+        queue_answers(world, *gates)
+        testing = [asyncio.create_task(status_of_test(world, subscriber)) for _ in gates]
+        for gate in gates:
+            await gate.wait_for(1)
+        for gate in gates:
+            gate.is_open.set()
+        assert [await each for each in testing] == [200, 200]
+        await dispatcher.settle()
+        lane = dispatcher.lanes[subscriber["id"]]
+        assert (lane.held_ids, lane.read_again, lane.in_flight) == (set(), set(), 0)

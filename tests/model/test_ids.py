@@ -86,3 +86,16 @@ def test_an_id_sorts_behind_one_of_a_process_whose_clock_is_ahead() -> None:
         behind = new_id("evt", now, after=ahead)
         assert behind > ahead
         assert time_of(behind) - time_of(ahead) <= 1
+
+
+def test_one_clock_that_is_ahead_moves_only_the_id_that_has_to_follow_it() -> None:
+    now = now_ms()
+    ahead = new_id("evt", now, after=f"evt_{now + 3_600_000:012x}7fff{'0' * 16}")
+    assert time_of(ahead) == now + 3_600_001
+    assert time_of(new_id("evt", now)) == now
+
+
+def test_ids_keep_the_order_of_the_calls_also_behind_older_ids() -> None:
+    oldest = new_id("evt", 1_000)
+    identifiers = [new_id("evt", 2_000, after=oldest) for _ in range(5_000)]
+    assert identifiers == sorted(identifiers)

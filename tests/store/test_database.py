@@ -16,6 +16,7 @@ from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
+from tests.faults import disk_error
 from tests.store.test_units import names_in, put, put_all
 
 
@@ -164,7 +165,7 @@ async def test_a_commit_that_fails_calls_nothing_after_it(
         tx.after_commit(calls.append, "wrong")
 
     def full(*_: Any) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise disk_error("database or disk is full")
 
     monkeypatch.setattr(group, "commit_group", full)
     with pytest.raises(StorageError, match="disk is full"):
@@ -194,7 +195,7 @@ async def test_write_always_is_retried_until_the_disk_has_room(
 ) -> None:
     commit, full = (
         group.commit_group,
-        sqlite3.OperationalError("database or disk is full"),
+        disk_error("database or disk is full"),
     )
     failures = [full, full]
 
@@ -223,7 +224,7 @@ async def test_close_fails_a_write_always_that_is_still_retried(
     database = await open_database(tmp_path)
 
     def failing(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise disk_error("database or disk is full")
 
     monkeypatch.setattr(group, "commit_group", failing)
     always = asyncio.ensure_future(database.write_always(put, "answer"))
@@ -247,7 +248,7 @@ async def test_close_ends_on_a_disk_that_fails_more_slowly_than_units_are_retrie
         if commits > 20:  # For a test that ends.
             for item in items:
                 item.always = False
-        raise sqlite3.OperationalError("disk I/O error")
+        raise disk_error()
 
     monkeypatch.setattr(group, "commit_group", failing)
     monkeypatch.setattr(lines, "UNIT_ROWS", lines.GROUP_ROWS)  # Each unit is a group.
@@ -296,7 +297,7 @@ async def test_after_a_failed_checkpoint_the_next_commit_plans_another(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_connection: sqlite3.Connection) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise disk_error()
 
     monkeypatch.setattr(database_module, "checkpoint", fails)
     await database.write(put, "a")

@@ -15,10 +15,13 @@ from service.model.event import Event
 from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
-from service.store import events, pages, replays
+from service.store import events, pages, replays, retention
 from service.store.database import Transaction
 from service.store.postgres import Database
+from service.store.postgres import database as database_module
+from service.store.postgres import order as order_module
 from service.store.postgres.order import Order
+from service.store.postgres.side import PostgresSide
 from service.store.sqlite.database import Database as File
 from tests import engine
 from tests.store.test_postgres import connected, database, opened
@@ -172,6 +175,49 @@ async def test_an_event_that_is_committed_while_a_page_is_read_waits_for_its_pla
     await database.write(events.insert, [event(1)])
     await pull.once()
     assert pull.seen == [id_at(1), id_at(2)]
+
+
+async def seqs(connection: Any) -> list[int | None]:
+    """Return the `seq` of every event, in the order of their ids."""
+    return [row[0] for row in await connection.fetch("SELECT seq FROM events ORDER BY id")]
+
+
+async def test_what_is_ordered_before_the_time_is_over_stays_ordered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a pile of events that takes longer than a read may would never be ordered."""
+    monkeypatch.setattr(order_module, "BATCH", 10)
+    await database.write(events.insert, [event(number) for number in range(25)])
+    async with connected(database) as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT * FROM events WHERE id = $1 FOR UPDATE", id_at(12))
+            ordering = asyncio.create_task(database.order_events())
+            async with asyncio.timeout(20):
+                while (await seqs(connection))[0] is None:  # noqa: ASYNC110  nothing tells of it
+                    await asyncio.sleep(0)  # noqa: TID251
+            ordering.cancel()  # As at the end of the time.
+            with pytest.raises(asyncio.CancelledError):
+                await ordering
+            assert await seqs(connection) == [*range(1, 11), *[None] * 15]
+        await database.order_events()
+        assert await seqs(connection) == [*range(1, 26)]
+
+
+async def test_who_cleans_orders_the_events_that_nobody_reads(database: Database) -> None:
+    await database.write(events.insert, [event(1)])
+    await retention.run_due(database, retention.Sweep(), 30, START)
+    async with connected(database) as connection:
+        assert await seqs(connection) == [1]
+
+
+async def test_a_copy_waits_until_all_events_are_ordered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(events.insert, [event(1)])
+    monkeypatch.setattr(database_module, "READ_SECONDS", 0)
+    async with connected(database) as connection:
+        await PostgresSide("a server", connection, database).tables()
+        assert await seqs(connection) == [1]
 
 
 async def check_replay(database: Database | File, numbers: Iterable[int]) -> None:

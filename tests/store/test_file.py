@@ -1,6 +1,7 @@
 """The file of an open database: what is stored is refused once it would be lost."""
 
 import asyncio
+import errno
 import os
 import shutil
 import sqlite3
@@ -130,6 +131,27 @@ async def test_a_file_that_a_checkpoint_filled_up_again_is_still_a_damaged_one(
     os.truncate(database.path, size)
     with pytest.raises(StorageError, match="cut short"):
         await database.write(bump)
+
+
+@pytest.mark.parametrize("call", ["fstat", "pread"])
+async def test_a_file_that_cannot_be_looked_at_for_a_while_is_a_failing_disk(
+    database: Database, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = await database.read(subscribers.get_revision)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        always = asyncio.ensure_future(database.write_always(bump))
+        with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+            await database.write(bump)
+        assert "cannot be read" in (await database.schema_problem() or "")
+        await database._run_checkpoint()
+    assert database._checkpoint_timer is None, "no checkpoint is planned any more"
+    async with asyncio.timeout(60):
+        await always
+    assert await database.read(subscribers.get_revision) == before + 1
 
 
 async def test_damage_that_a_reader_meets_is_told_and_others_are_still_stored(

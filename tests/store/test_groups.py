@@ -15,6 +15,7 @@ from service.model.errors import StorageError
 from service.store.sqlite import group
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
+from tests.faults import disk_error
 
 
 @pytest.fixture
@@ -129,6 +130,21 @@ async def test_a_value_that_sqlite_cannot_store_fails_only_its_own_item(
     assert await stored_names(database) == ["size 1", "size 3"]
 
 
+@pytest.mark.parametrize("sql", ["SELECT value FROM json_each('{')", "SELECT CAST(x'ff' AS TEXT)"])
+async def test_a_damaged_row_fails_only_the_unit_that_reads_it(
+    database: Database, sql: str
+) -> None:
+    async def read(tx: Transaction) -> None:
+        await tx.select(sql, {})
+
+    async with asyncio.timeout(60):
+        damaged, stored = await results(database.write_always(read), database.write(put, "a"))
+    assert isinstance(damaged, sqlite3.OperationalError)
+    assert stored == "A"
+    assert await database.write_problem() is None
+    assert await stored_names(database) == ["a"]
+
+
 async def test_if_the_disk_is_full_nothing_of_the_group_is_stored(database: Database) -> None:
     calls: list[str] = []
     await database.apply(lambda c: c.execute("PRAGMA max_page_count=1").fetchall())
@@ -166,6 +182,18 @@ async def test_a_locked_database_fails_the_group_and_the_next_one_is_stored(
     assert [type(outcome) for outcome in outcomes] == [StorageError] * 2
     assert await stored_names(database) == []
     assert await database.write(put, "a") == "A"
+
+
+async def test_a_read_during_which_sqlite_rolls_back_tells_its_own_error(
+    database: Database,
+) -> None:
+    async def fail(tx: Transaction) -> None:
+        await tx.select("ROLLBACK", {})  # As SQLite does by itself after some errors of the disk.
+        raise disk_error()
+
+    with pytest.raises(StorageError, match="disk I/O error"):
+        await database.read(fail)
+    assert await stored_names(database) == []
 
 
 async def test_the_unit_of_a_canceled_caller_is_still_stored(database: Database) -> None:

@@ -95,7 +95,8 @@ async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_pat
             await until_shared(world, world.app, second, third)
             world.clock.advance(120)
             for app in (world.app, second, third):
-                app.worker.session.wake()
+                for _, signal in app.worker.session.loops:
+                    signal.set()
             await until(world, lambda: len(world.upstream.creates) >= 20)
             page = await world.get("/v1/generations")
             await until(world, lambda: not second.worker.submitter.in_flight)

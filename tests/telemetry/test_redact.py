@@ -135,6 +135,14 @@ def test_no_spelling_hides_a_secret_of_ours(secret: str, spell: Any) -> None:
         assert cut.endswith(" end")
 
 
+@pytest.mark.parametrize("between", [" ", "%20", "%2e", "/"])
+def test_a_plain_token_shelters_no_escaped_one(between: str) -> None:
+    text = f"{CALLBACK_TOKEN}{between}{CALLBACK_TOKEN.replace('.', '%2E')}"
+    for cut in (Redactor().text(text), Redactor().json({"x": text})["x"]):
+        assert CALLBACK_TOKEN not in unquote(cut)
+        assert cut.endswith(REDACTED)
+
+
 @pytest.mark.timeout(30)  # It takes a fraction of a second.
 @pytest.mark.parametrize("cut", ["text", "json"])
 @pytest.mark.parametrize(

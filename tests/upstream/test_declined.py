@@ -339,3 +339,19 @@ def test_what_is_too_long_to_be_read_is_not_sent_again() -> None:
 )
 def test_a_long_text_takes_little_time(text: str) -> None:
     mentions.tell_of_task(text, lambda _: False)
+
+
+@pytest.mark.timeout(10)  # It takes half a second; a minute if the time grew with the square.
+@pytest.mark.parametrize(
+    ("beginning", "repeated", "end"),
+    [
+        ("per ", "task task running ", ""),
+        ("", "a task running ", "per"),
+        ("", "a task created ", "already"),
+    ],
+)
+def test_the_longest_text_is_searched_in_a_time_that_grows_with_its_size(
+    beginning: str, repeated: str, end: str
+) -> None:
+    count = mentions.TEXT_CHARS_MAX // len(repeated) - 1
+    assert not mentions.tell_of_task(beginning + repeated * count + end, lambda _text: False)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from service.app import App
 from service.model.errors import StorageError
 from service.store.sqlite.database import Database
 from tests.cli.test_serve import ADMIN_KEY, END_SECONDS, KEYS, surroundings
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from service.asgi import Entry
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TOKEN = "gen_01a2153880f070018c4d3d013bba1012.secret.1800000000.signature"
 SERVERS = {
     "uvicorn, lifespan on": ("uvicorn", "--port", "0", "--lifespan", "on"),
     "uvicorn, lifespan auto": ("uvicorn", "--port", "0", "--lifespan", "auto"),
@@ -87,6 +91,18 @@ def test_what_is_wrong_with_the_settings_is_said_at_the_start(tmp_path: Path, na
         _, text = process.communicate(timeout=END_SECONDS)
     assert "GENHOOK_SECRET_KEYS must be keys of at least 32 characters" in text
     assert "GENHOOK_DRIVE_SECONDS must be a number from 0 to 60" in text
+
+
+def test_uvicorn_below_a_path_takes_callbacks_and_logs_no_token(tmp_path: Path) -> None:
+    line = (*SERVERS["uvicorn, lifespan on"], "--root-path", "/gh")
+    with served(tmp_path, line, **KEYS) as process:
+        url = url_of(process)
+        answer = httpx.post(f"{url}/callbacks/apiinone/{TOKEN}", json={}, trust_env=False)
+        assert answer.json()["code"] == "token_invalid"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=END_SECONDS)
+    assert "POST /gh/callbacks/apiinone/[redacted] HTTP/1.1" in output  # uvicorn's own log.
+    assert TOKEN not in output + errors
 
 
 # A driver of our own, within the process.
@@ -156,6 +172,58 @@ def test_a_loop_that_ends_without_a_shutdown_stops_it(app: "Entry") -> None:
 
     assert asyncio.run(serve())
     assert asyncio.run(serve())
+
+
+async def write(app: App) -> None:
+    await app.database.write(None)
+
+
+@pytest.mark.parametrize("edge", ["during the start", "after it"])
+def test_a_loop_that_ends_stops_what_a_request_began_that_was_cancelled(
+    app: "Entry", edge: str
+) -> None:
+    async def serve() -> Any:
+        request = asyncio.create_task(status(app))
+        while not app._runs:  # noqa: ASYNC110  a test
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        [run] = app._runs.values()
+        request.cancel()
+        await asyncio.wait([request])
+        if edge == "after it":
+            await run.start
+        return run.start
+
+    start = asyncio.run(serve())
+    if edge == "after it":
+        with pytest.raises(StorageError, match="closed"):
+            asyncio.run(write(start.result()))
+    else:
+        assert start.cancelled()
+
+
+def mounted_by_a_server(app: "Entry", path: str) -> httpx.ASGITransport:
+    return httpx.ASGITransport(app, root_path=path)
+
+
+def mounted_in_another_application(app: "Entry", path: str) -> httpx.ASGITransport:
+    return httpx.ASGITransport(Starlette(routes=[Mount(path, app)]))
+
+
+@pytest.mark.parametrize("path", ["/hooks", "/v1"])
+@pytest.mark.parametrize("mount", [mounted_by_a_server, mounted_in_another_application])
+async def test_below_a_path_all_of_it_answers(app: "Entry", mount: Any, path: str) -> None:
+    async with httpx.AsyncClient(transport=mount(app, path)) as client:
+        base = f"http://genhook{path}"
+        callback = await client.post(f"{base}/callbacks/apiinone/{TOKEN}", json={})
+        assert callback.json()["code"] == "token_invalid"
+        pages = ("/healthz", "/readyz", "/docs", "/openapi.yaml", "/v1/models")
+        codes = [(await client.get(f"{base}{page}")).status_code for page in pages]
+        assert codes == [200, 200, 200, 200, 401]
+        away = await client.get(f"{base}/dashboard")
+        page = await client.get(f"{base}/dashboard/sign-in")
+    assert (away.status_code, away.headers["location"]) == (303, "dashboard/sign-in")
+    assert (page.status_code, 'href="../dashboard/static/' in page.text) == (200, True)
+    await app.stop()
 
 
 async def test_a_start_that_fails_is_said_and_tried_again(

@@ -9,6 +9,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.cli import entrance, heads, readers, turns
+from service.cli.outgoing import Outgoing
 from service.cli.turns import Turns
 from tests.wire.receivers import LOOPS
 from tests.wire.test_entrance import answer_to, echo, post, serving, status_of, texts
@@ -113,6 +114,55 @@ async def test_a_client_that_reads_gets_a_large_answer_whole(
         async with asyncio.timeout(60):
             await reader.readexactly(ANSWER_BYTES)
         writer.close()
+
+
+class Unread(asyncio.Transport):
+    """A transport whose client reads when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread_bytes = 0
+        self.is_aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.unread_bytes += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread_bytes
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize("took", [200_000, 199_999], ids=["all that waited", "less than all"])
+async def test_what_a_client_has_read_counts_and_not_what_was_written_since(took: int) -> None:
+    transport, slow = Unread(), dict[readers.Reader, None]()
+    outgoing = Outgoing(transport, asyncio.get_running_loop(), lambda: None)
+    reader = readers.Reader(outgoing, 3_600, slow)
+
+    def answer() -> None:
+        outgoing.write(b"h")
+        outgoing.write(b"x" * 199_999)
+        reader.watch()
+
+    def pass_time() -> None:
+        timer: Any = reader._timer
+        arguments = timer._args
+        timer.cancel()
+        reader._check(*arguments)
+
+    answer()
+    transport.unread_bytes -= took
+    answer()
+    pass_time()
+    assert transport.is_aborted is (took < 200_000)
+    if not transport.is_aborted:
+        transport.unread_bytes = 0
+        pass_time()
+    assert not slow
 
 
 @pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])

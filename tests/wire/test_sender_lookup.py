@@ -9,7 +9,7 @@ import pytest
 from service.delivery.target import SenderClosed, SendError
 from service.delivery.webhook import lookups
 from service.delivery.webhook.egress import SystemLookup
-from service.delivery.webhook.lookups import SUSPECT_SECONDS, Lookups
+from service.delivery.webhook.lookups import Lookups
 from tests.wire.receivers import HEADERS, OK, always, receiving, sending
 
 
@@ -32,22 +32,42 @@ async def test_a_sender_uses_it_by_default() -> None:
 
 
 class Names:
-    """A name server for tests: names under dead.test are answered when `end` is called."""
+    """A name server for tests: names under dead.test are answered when `end` is called.
+
+    So are names in `hanging`, with an address.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.asked: list[str] = []
+        self.hanging: set[str] = set()
         self._dead: dict[str, asyncio.Future[None]] = {}
 
     async def __call__(self, host: str, _port: int) -> Sequence[str]:
         self.asked.append(host)
-        if host.endswith("dead.test"):
+        is_dead = host.endswith("dead.test")
+        if is_dead or host in self.hanging:
             self._dead[host] = asyncio.get_running_loop().create_future()
             await self._dead[host]
+        if is_dead:
             raise socket.gaierror("no answer")
         return ["192.0.2.1"]
 
+    async def hang(self, queue: Lookups, hosts: Sequence[str]) -> list[asyncio.Task[Sequence[str]]]:
+        """Ask for `hosts`, and return when as many as have a place are under way."""
+        asking = [asyncio.create_task(ask(queue, host)) for host in hosts]
+        await settle()
+        return asking
+
+    async def let_go(self, asking: Sequence[asyncio.Task[Sequence[str]]]) -> None:
+        """End what hangs, again and again until none of `asking` waits."""
+        while not all(task.done() for task in asking):
+            self.end()
+            await settle()
+        await asyncio.gather(*asking, return_exceptions=True)
+
     def end(self, seconds: float = 10.0) -> None:
+        """Let time pass, and answer what hangs."""
         self.now += seconds
         for waiting in self._dead.values():
             if not waiting.done():
@@ -81,49 +101,100 @@ async def test_all_attempts_share_one_lookup_of_a_name() -> None:
 
 async def test_dead_names_of_one_tenant_hold_up_no_other_tenant() -> None:
     names = Names()
-    queue = Lookups(names, places=16, now=lambda: names.now)
-    dead = [asyncio.ensure_future(ask(queue, f"{i}.dead.test")) for i in range(50)]
-    await settle()
+    queue = Lookups(names, places=8, now=lambda: names.now)
+    dead = await names.hang(queue, [f"{i}.dead.test" for i in range(50)])
     assert len(names.asked) < 8
     assert await ask(queue, "alive.test", "b") == ["192.0.2.1"]
-    for task in dead:
-        task.cancel()
-    await asyncio.gather(*dead, return_exceptions=True)
+    await names.let_go(dead)
 
 
-async def test_a_name_that_failed_lately_waits_apart_for_half_a_minute() -> None:
+async def test_a_name_that_was_quick_waits_for_none_that_hang() -> None:
     names = Names()
-    queue = Lookups(names, places=8, now=lambda: names.now)
-    dead = [f"{i}.dead.test" for i in range(4)]
-    for round_ in range(2):
-        waiting = [asyncio.ensure_future(ask(queue, name)) for name in dead]
-        await settle()
-        names.end()
-        await settle()
-        names.end(0)
-        await asyncio.gather(*waiting, return_exceptions=True)
-        assert len(names.asked) == 4 * (round_ + 1)
-    waiting = [asyncio.ensure_future(ask(queue, name)) for name in dead]
-    await settle()
-    # No place of the others is held, as these names failed before.
-    assert await asyncio.gather(*(ask(queue, f"{i}.test") for i in range(2))) == [["192.0.2.1"]] * 2
-    assert names.asked[8:] == [*dead[:2], "0.test", "1.test"]
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    names.end(SUSPECT_SECONDS + 1)
-    await settle()
+    queue = Lookups(names, places=4, now=lambda: names.now)
+    await ask(queue, "alive.test")
+    queue._slow_seconds = 0.0
+    asking = await names.hang(queue, [f"{i}.dead.test" for i in range(50)])
+    asking += await names.hang(queue, [f"{i}.more.dead.test" for i in range(50)])
+    assert await ask(queue, "alive.test") == ["192.0.2.1"]
+    await names.let_go(asking)
 
 
-async def test_a_lookup_that_takes_long_frees_its_place_for_fresh_names() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1e6])
+async def test_a_name_that_failed_waits_apart_until_it_is_quick(seconds: float) -> None:
     names = Names()
-    queue = Lookups(names, places=4, slow_seconds=0.0, now=lambda: names.now)
-    dead = asyncio.ensure_future(ask(queue, "slow.dead.test"))
-    await settle()
+    queue = Lookups(names, places=4, now=lambda: names.now)
+    await names.let_go(await names.hang(queue, ["0.dead.test", "1.dead.test"]))
+    await names.let_go(await names.hang(queue, ["2.dead.test", "3.dead.test"]))
+    names.now += seconds
+    names.asked.clear()
+    dead = await names.hang(queue, [f"{i}.dead.test" for i in range(4)])
+    assert names.asked == ["0.dead.test", "1.dead.test"]
+    # No place of new names is held, as these names failed before.
+    assert await ask(queue, "0.test") == ["192.0.2.1"]
+    await names.let_go(dead)
+
+
+async def test_a_slow_name_waits_apart_until_it_is_quick() -> None:
+    names = Names()
+    queue = Lookups(names, places=2, now=lambda: names.now)
+    names.hanging = {"slow.test"}
+    await names.let_go(await names.hang(queue, ["slow.test"]))
+    names.hanging = set()
+    dead = await names.hang(queue, ["1.dead.test"])
+    assert await ask(queue, "slow.test") == ["192.0.2.1"]  # From a place for suspect names.
+    await names.let_go(dead)
+    dead = await names.hang(queue, ["1.dead.test", "2.dead.test"])
+    assert await ask(queue, "slow.test") == ["192.0.2.1"]  # From one for quick names.
+    await names.let_go(dead)
+
+
+async def test_a_lookup_that_takes_long_frees_its_place_for_new_names() -> None:
+    names = Names()
+    queue = Lookups(names, places=2, slow_seconds=0.0, now=lambda: names.now)
+    dead = await names.hang(queue, ["slow.dead.test"])
     assert await ask(queue, "alive.test") == ["192.0.2.1"]
     assert names.asked == ["slow.dead.test", "alive.test"]
-    dead.cancel()
-    await asyncio.gather(dead, return_exceptions=True)
+    await names.let_go(dead)
+
+
+async def test_a_quick_name_that_hangs_frees_its_place_before_suspect_names_get_one() -> None:
+    names = Names()
+    queue = Lookups(names, places=2, now=lambda: names.now)
+    for host in ("1.test", "2.test"):
+        await ask(queue, host)
+    await names.let_go(await names.hang(queue, ["1.dead.test"]))
+    await names.let_go(await names.hang(queue, ["2.dead.test"]))
+    dead = await names.hang(queue, ["1.dead.test"])
+    queue._slow_seconds = 0.0
+    names.hanging = {"1.test"}
+    asking = await names.hang(queue, ["1.test", "2.dead.test"])
+    names._dead["1.dead.test"].set_result(None)
+    assert await ask(queue, "2.test") == ["192.0.2.1"]
+    await names.let_go([*dead, *asking])
+
+
+async def test_of_names_that_wait_the_latest_comes_first() -> None:
+    names = Names()
+    queue = Lookups(names, places=2, now=lambda: names.now)
+    dead = await names.hang(queue, [f"{i}.dead.test" for i in range(3)])
+    alive = await names.hang(queue, ["alive.test"])
+    names.end()
+    await settle()
+    assert alive[0].done()
+    assert names.asked[:2] == ["0.dead.test", "alive.test"]
+    await names.let_go([*dead, *alive])
+
+
+async def test_the_names_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "NAMES_MAX", 2)
+    names = Names()
+    queue = Lookups(names, places=4, now=lambda: names.now)
+    for host in ("0.test", "1.test", "0.test", "2.test"):
+        await ask(queue, host)
+    for i in range(3):
+        await names.let_go(await names.hang(queue, [f"{i}.dead.test"]))
+    assert list(queue._quick_names._hosts) == ["0.test", "2.test"]
+    assert list(queue._suspect_names._hosts) == ["1.dead.test", "2.dead.test"]
 
 
 async def test_who_waits_for_a_place_at_the_end_is_told_that_the_sender_was_closed() -> None:
@@ -148,7 +219,7 @@ async def test_waiting_for_a_place_ends(monkeypatch: pytest.MonkeyPatch) -> None
     queue = Lookups(names, places=2, now=lambda: names.now)
     running = asyncio.ensure_future(ask(queue, "1.dead.test"))
     await settle()
-    with pytest.raises(SendError, match="waits behind names that fail"):
+    with pytest.raises(SendError, match="the lookups of other names took all places"):
         await ask(queue, "2.test")
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

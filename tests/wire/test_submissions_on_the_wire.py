@@ -1,14 +1,16 @@
 """Whether a submission was written is known by fact, on real connections."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
-from service.upstream import wire
+from service.upstream import reading, wire
 from service.upstream.client import Client, Progress
 from tests.harness import settings
 
@@ -88,6 +90,31 @@ async def test_a_task_that_is_named_before_the_connection_breaks_is_known(
         read = await client.create("/images/generations", {"prompt": "a small harbour"})
         assert read == wire.Report("processing", "t1", ("t1",))
         ended.set()
+
+
+async def test_an_answer_that_came_whole_may_wait_to_be_read_and_holds_no_connection(
+    tmp_path: Path,
+) -> None:
+    is_free, closed = threading.Event(), asyncio.Event()
+    output = {"image_urls": ["https://cdn.example/1.png"], "log": "x" * reading.READ_ON_LOOP_BYTES}
+    data = {"task_id": "t1", "status": "completed", "output": output}
+    content = msgspec.json.encode({"code": 200, "data": data})
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    async with served(tmp_path, answer, upstream_timeout_seconds=2) as client:
+        reading._thread.submit(is_free.wait, 60)
+        sending = asyncio.create_task(client.create("/images/generations", {"prompt": "a harbour"}))
+        await closed.wait()  # At the latest once upstream's time is over.
+        is_free.set()
+        read = await sending
+    assert isinstance(read, wire.Report)
+    assert read.state == "succeeded"
 
 
 async def test_a_submission_without_a_connection_is_put_off(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from service.delivery.target import SendError, parse_target
-from service.delivery.webhook.lookups import PLACES, Lookup
+from service.delivery.webhook.lookups import KINDS, PLACES, Lookup
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -151,7 +151,7 @@ class SystemLookup:
     """A Lookup over getaddrinfo in its own threads: the event loop's pool may have only four."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(PLACES, thread_name_prefix="lookup")
+        self._threads = ThreadPoolExecutor(KINDS * PLACES, thread_name_prefix="lookup")
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Return the addresses of `host` in the system's order; OSError if it has none."""

@@ -1,7 +1,8 @@
 """Lookups of names: which one gets a thread next, so that a dead name delays no other.
 
-A thread that waits for a name server cannot be interrupted. Names that failed or were slow lately
-therefore wait apart, for one half of the places, and no tenant can take all of either half.
+A thread that waits for a name server cannot be interrupted. Names are therefore told apart by their
+last lookup: quick ones, new ones of which nothing is known, and suspect ones, whose lookup failed
+or was slow. Each kind has its own places, and no tenant can take all the places of a kind.
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import msgspec
 
 from service.delivery.target import SenderClosed, SendError
 
-PLACES = 128  # Lookups under way at once, each in a thread; one half is for suspect names.
-SLOW_SECONDS = 0.5  # A lookup that takes longer makes its name suspect.
-SUSPECT_SECONDS = 30.0  # How long a name that failed or was slow waits apart.
-SUSPECTS_MAX = 10_000  # Names that are remembered; the oldest are forgotten first.
+PLACES = 64  # Of each kind of name: its lookups under way at once, each in a thread.
+KINDS = 3
+SLOW_SECONDS = 0.5  # A lookup that takes longer makes its name suspect, until one is quick.
+NAMES_MAX = 10_000  # Of quick names, and of suspect ones; the longest unused are forgotten first.
 WAIT_SECONDS = 60.0  # The longest wait for a place; it is not part of the attempt's time.
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -33,13 +34,13 @@ class _Wait(msgspec.Struct, eq=False):
     attempts: int = 0
 
 
-class Half:
-    """One half of the places: the tenants that hold or await them. It has no clock or threads."""
+class Kind:
+    """The places of one kind of name: the tenants that hold or await them; no clock or threads."""
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.held = Counter[str]()  # By tenant.
-        self.waiting: dict[str, dict[_Name, _Wait]] = {}  # By tenant, each in turn.
+        self.waiting: dict[str, dict[_Name, _Wait]] = {}  # By tenant, the latest wait at the end.
 
     def is_free_for(self, tenant: str) -> bool:
         """True while the free places outnumber those that the tenant holds."""
@@ -56,13 +57,17 @@ class Half:
             del self.held[tenant]
 
     def next_waiting(self) -> _Wait | None:
-        """Take the next wait that has a place; tenants that hold the fewest come first."""
+        """Take the next wait that has a place; tenants that hold the fewest come first.
+
+        Of a tenant the latest comes first. If names hang, more may come than places are freed: in
+        turn, each would then get its place when its time is nearly over.
+        """
         allowed = filter(self.is_free_for, self.waiting)
         tenant = min(allowed, key=self.held.__getitem__, default=None)
         if tenant is None:
             return None
         waits = self.waiting.pop(tenant)
-        wait = waits.pop(next(iter(waits)))
+        _, wait = waits.popitem()
         if waits:
             self.waiting[tenant] = waits  # At the end, behind the other tenants.
         return wait
@@ -76,17 +81,38 @@ class Half:
                 del self.waiting[wait.tenant]
 
 
+class _Memory:
+    """The names whose last lookup ended in one way, the longest unused first."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, None] = {}
+
+    def __contains__(self, host: str) -> bool:
+        return host in self._hosts
+
+    def add(self, host: str) -> None:
+        """Remember the name as the latest."""
+        self.drop(host)
+        self._hosts[host] = None
+        if len(self._hosts) > NAMES_MAX:
+            del self._hosts[next(iter(self._hosts))]
+
+    def drop(self, host: str) -> None:
+        """Forget the name."""
+        self._hosts.pop(host, None)
+
+
 class _Run(msgspec.Struct, eq=False):
     """A lookup under way."""
 
     tenant: str
-    half: Half
+    kind: Kind
     began: float
     timer: asyncio.TimerHandle | None = None
 
 
 class Lookups:
-    """Lookups by `lookup`, each name once at a time, at most `places` at once."""
+    """Lookups by `lookup`, each name once at a time, at most `places` of a kind at once."""
 
     def __init__(
         self,
@@ -99,11 +125,11 @@ class Lookups:
         self._lookup = lookup
         self._slow_seconds = slow_seconds
         self._now = now
-        self._suspect, self._fresh = Half(places // 2), Half(places - places // 2)
+        self._kinds = self._quick, self._new, self._suspect = [Kind(places) for _ in range(KINDS)]
+        self._quick_names, self._suspect_names = _Memory(), _Memory()
         self._running: dict[_Name, Addresses] = {}
         self._runs: dict[_Name, _Run] = {}
-        self._overlong: dict[_Name, _Run] = {}  # Slow ones that still hold a fresh place.
-        self._suspect_until: dict[str, float] = {}
+        self._overlong: dict[_Name, _Run] = {}  # Slow ones that hold a place of another kind.
         self._is_closed = False
 
     async def start(self, host: str, port: int, tenant: str) -> Addresses:
@@ -113,42 +139,45 @@ class Lookups:
             raise SenderClosed
         if name in self._running:
             return self._running[name]
-        half = self._suspect if self._is_suspect(host) else self._fresh
-        if tenant not in half.waiting and half.is_free_for(tenant):
-            return self._run(name, tenant, half)
+        kind = self._kind_of(host)
+        if tenant not in kind.waiting and kind.is_free_for(tenant):
+            return self._run(name, tenant, kind)
         started: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
-        waits = half.waiting.setdefault(tenant, {})
+        waits = kind.waiting.setdefault(tenant, {})
         wait = waits.setdefault(name, _Wait(tenant, name, started))
         wait.attempts += 1
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 return await asyncio.shield(wait.started)
         except TimeoutError as error:
-            raise SendError("dns_failed", f"{host} waits behind names that fail.") from error
+            reason = f"for {WAIT_SECONDS:.0f} s the lookups of other names took all places"
+            raise SendError("dns_failed", f"{host} was not looked up: {reason}.") from error
         finally:
             wait.attempts -= 1
             if not wait.attempts:
-                half.drop(wait)
+                kind.drop(wait)
 
     def close(self) -> None:
         """Start no more lookups; whoever waits for one gets SenderClosed."""
         self._is_closed = True
-        for half in (self._suspect, self._fresh):
-            waits = [wait for waits in half.waiting.values() for wait in waits.values()]
-            half.waiting.clear()
+        for kind in self._kinds:
+            waits = [wait for waits in kind.waiting.values() for wait in waits.values()]
+            kind.waiting.clear()
             for wait in waits:
                 wait.started.set_exception(SenderClosed())
         for run in self._runs.values():
             if run.timer:
                 run.timer.cancel()
 
-    def _is_suspect(self, host: str) -> bool:
-        return self._suspect_until.get(host, 0.0) > self._now()
+    def _kind_of(self, host: str) -> Kind:
+        if host in self._quick_names:
+            return self._quick
+        return self._suspect if host in self._suspect_names else self._new
 
-    def _run(self, name: _Name, tenant: str, half: Half) -> Addresses:
-        half.take(tenant)
-        run = self._runs[name] = _Run(tenant, half, self._now())
-        if half is self._fresh:
+    def _run(self, name: _Name, tenant: str, kind: Kind) -> Addresses:
+        kind.take(tenant)
+        run = self._runs[name] = _Run(tenant, kind, self._now())
+        if kind is not self._suspect:
             loop = asyncio.get_running_loop()
             run.timer = loop.call_later(self._slow_seconds, self._set_apart, name)
         lookup = self._running[name] = asyncio.ensure_future(self._lookup(*name))
@@ -156,8 +185,8 @@ class Lookups:
         return lookup
 
     def _set_apart(self, name: _Name) -> None:
-        """Move a lookup that takes long to the half for suspect names, once there is room."""
-        self._remember(name[0])
+        """Make the name of a lookup that takes long suspect; its place follows once it can."""
+        self._remember(name[0], is_quick=False)
         self._overlong[name] = self._runs[name]
         self._hand_on()
 
@@ -167,28 +196,40 @@ class Lookups:
         if run.timer:
             run.timer.cancel()
         has_failed = lookup.cancelled() or lookup.exception() is not None
-        if has_failed or self._now() - run.began >= self._slow_seconds:
-            self._remember(name[0])
-        else:
-            self._suspect_until.pop(name[0], None)
-        run.half.give_back(run.tenant)
+        is_slow = self._now() - run.began >= self._slow_seconds
+        self._remember(name[0], is_quick=not (has_failed or is_slow))
+        run.kind.give_back(run.tenant)
         self._hand_on()
 
-    def _remember(self, host: str) -> None:
-        self._suspect_until.pop(host, None)  # So that the oldest stay first.
-        self._suspect_until[host] = self._now() + SUSPECT_SECONDS
-        if len(self._suspect_until) > SUSPECTS_MAX:
-            del self._suspect_until[next(iter(self._suspect_until))]
+    def _remember(self, host: str, *, is_quick: bool) -> None:
+        new, old = self._quick_names, self._suspect_names
+        if not is_quick:
+            new, old = old, new
+        old.drop(host)
+        new.add(host)
 
     def _hand_on(self) -> None:
-        """Give free places away: slow lookups move first, which frees places for fresh names."""
+        """Give free places away.
+
+        Quick names get theirs back from a lookup that hangs before anything else. Suspect names
+        come before lookups of new ones that hang, as new names may come without end.
+        """
+        self._move(self._quick)
+        self._start(self._suspect)
+        self._move(self._new)
+        self._start(self._quick)
+        self._start(self._new)
+
+    def _move(self, kind: Kind) -> None:
+        """Count slow lookups of a kind among the suspect ones, as far as there is room."""
         for name, run in list(self._overlong.items()):
-            if self._suspect.is_free_for(run.tenant):
+            if run.kind is kind and self._suspect.is_free_for(run.tenant):
                 del self._overlong[name]
-                run.half.give_back(run.tenant)
+                kind.give_back(run.tenant)
                 self._suspect.take(run.tenant)
-                run.half = self._suspect
-        for half in (self._fresh, self._suspect):
-            while not self._is_closed and (wait := half.next_waiting()):
-                running = self._running.get(wait.name)
-                wait.started.set_result(running or self._run(wait.name, wait.tenant, half))
+                run.kind = self._suspect
+
+    def _start(self, kind: Kind) -> None:
+        while not self._is_closed and (wait := kind.next_waiting()):
+            running = self._running.get(wait.name)
+            wait.started.set_result(running or self._run(wait.name, wait.tenant, kind))

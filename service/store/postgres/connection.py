@@ -20,6 +20,7 @@ from service.store.postgres.hosts import hosts_of
 VERSION_MIN = 15  # The oldest PostgreSQL that the tests run on.
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0  # Of a statement; the caller of its unit has stopped waiting long before.
+LONG_SECONDS = 86_400.0  # Of a statement that no unit waits for: of a migration, or of a copy.
 CONNECTION_SETTINGS = {  # So that the server notices a client that is gone.
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",

@@ -93,8 +93,6 @@ class Database(Writes):
         self._retry()
         if stream:
             await stream
-        if self._commits:
-            await asyncio.wait(self._commits)
         await self._notices.close(self._pool)
         self._queue.clear()
         for opened in (self.lock_connection, self._pool):
@@ -136,9 +134,12 @@ class Database(Writes):
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
         return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
-    async def order_events(self) -> None:
-        """Give every committed event its `seq`. To be called before events are read in order."""
-        await within(READ_SECONDS, self._order.extend(self._pool))
+    async def order_events(self, seconds: float | None = None) -> None:
+        """Give every committed event its `seq`. To be called before events are read in order.
+
+        What is ordered within READ_SECONDS, or `seconds`, stays ordered, and the next call goes on.
+        """
+        await within(seconds or READ_SECONDS, self._order.extend(self._pool))
 
     async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
         return await unit(self._transaction(connection), *args)
@@ -164,37 +165,41 @@ class Database(Writes):
 
     async def _commit_stream(self) -> None:
         """Start a commit whenever something waits and a writer is free."""
-        while self._queue or self._stream is not None:
+        while self._queue or self._commits or self._stream is not None:
             await self._wait_for_items()
             async with self._writers:  # While all are busy, items wait for the next group.
                 # Requests that have arrived are read first: they share the commit.
                 await asyncio.sleep(0)  # noqa: TID251  it only yields
+                self._wake.clear()
                 items = self._queue.take()
-            await self._start_commits(items)
-            self._clear_wake()
+            if await self._start_commits(items) and self._queue:
+                self._wake.set()
 
-    async def _start_commits(self, items: Iterable[Item]) -> None:
-        """Commit the items of each unit, when a writer is free.
+    async def _start_commits(self, items: Iterable[Item]) -> bool:
+        """Commit the items of each unit, when a writer is free; return whether all could be.
 
-        Items that come while BATCHES_MAX batches of a unit are committed form its next batch.
+        Items that come while BATCHES_MAX batches of a unit are committed form its next batch, once
+        any commit has ended. Until then other units go on.
         """
         left: list[Item] = []
         for batch in _batches(items):
             unit = batch[0].unit if batch[0].batched else None
             if unit is not None and [*self._commits.values()].count(unit) >= BATCHES_MAX:
                 left += batch
+                self._full.add(unit)
                 continue
             await self._writers.acquire()
             task = asyncio.create_task(self._commit(batch), name="commit")
             self._commits[task] = unit
             task.add_done_callback(self._finish_commit)
-        if left:
-            self._queue.put_back(left)
-            await asyncio.wait(self._commits, return_when=asyncio.FIRST_COMPLETED)
+        self._queue.put_back(left)
+        return not left
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         del self._commits[task]
         self._writers.release()
+        self._full.clear()
+        self._wake.set()
 
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together."""

@@ -22,29 +22,37 @@ class Notices:
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._mask = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending: asyncio.Task[None] | None = None
 
     def plan(self, pool: Pool, shard: int) -> None:
         """Send a notice of a shard soon."""
         self._mask |= 1 << shard
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(NOTICE_SECONDS, self._start, pool)
+        self._go_on(pool)
 
     async def close(self, pool: Pool) -> None:
         """Send what is planned, and wait for it."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._start(pool)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._timer is not None or self._sending is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._start(pool)
+            if self._sending is not None:
+                await asyncio.wait({self._sending})
+
+    def _go_on(self, pool: Pool) -> None:
+        """Plan the next notice, unless one is under way: one at a time waits for a connection."""
+        if self._mask and self._timer is None and self._sending is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(NOTICE_SECONDS, self._start, pool)
 
     def _start(self, pool: Pool) -> None:
         self._timer = None
         mask, self._mask = self._mask, 0
-        task = asyncio.create_task(_notify(pool, f"{mask:x}"), name="notice")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._sending = asyncio.create_task(_notify(pool, f"{mask:x}"), name="notice")
+        self._sending.add_done_callback(lambda _task: self._end(pool))
+
+    def _end(self, pool: Pool) -> None:
+        self._sending = None
+        self._go_on(pool)
 
 
 async def _notify(pool: Pool, mask: str) -> None:

@@ -4,15 +4,21 @@ import asyncio
 
 from service.store.postgres.connection import Pool, taken
 
+BATCH = 10_000  # Events that get their `seq` in one transaction: what is ordered stays ordered.
 _HAS_UNORDERED = "SELECT EXISTS (SELECT 1 FROM events WHERE seq IS NULL)"
 # The statement after this lock sees each `seq` that others have given meanwhile (READ COMMITTED).
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.events' || current_schema(), 0))"
+# Without a sort it reads the index `events_unordered` up to the limit, and never all that waits.
+_LOCK = """
+SELECT pg_advisory_xact_lock(hashtextextended('genhook.events' || current_schema(), 0)),
+    set_config('enable_sort', 'off', TRUE)"""
 _ORDER = """
-UPDATE events SET seq = q.seq FROM (
-    SELECT id, row_number() OVER (ORDER BY id)
-        + (SELECT coalesce(max(seq), 0) FROM events) AS seq
-    FROM events WHERE seq IS NULL) q
-WHERE events.id = q.id"""
+WITH ordered AS (
+    UPDATE events SET seq = q.seq FROM (
+        SELECT id, row_number() OVER (ORDER BY id)
+            + (SELECT coalesce(max(seq), 0) FROM events) AS seq
+        FROM (SELECT id FROM events WHERE seq IS NULL ORDER BY id LIMIT $1) few) q
+    WHERE events.id = q.id RETURNING 1)
+SELECT count(*) FROM ordered"""
 
 
 class Order:
@@ -26,7 +32,16 @@ class Order:
 
     async def extend(self, pool: Pool) -> None:
         """Give a `seq` to every committed event that has none."""
-        async with self._turn, taken(pool) as connection:
-            if await connection.fetchval(_HAS_UNORDERED):
-                await connection.execute(_LOCK)
-                await connection.execute(_ORDER)
+        async with self._turn:
+            while await _order_batch(pool) == BATCH:
+                pass
+
+
+async def _order_batch(pool: Pool) -> int:
+    """Give a `seq` to the next events that have none; return to how many."""
+    async with taken(pool) as connection:
+        if not await connection.fetchval(_HAS_UNORDERED):
+            return 0
+        await connection.execute(_LOCK)
+        count: int = await connection.fetchval(_ORDER, BATCH)
+        return count

@@ -6,6 +6,7 @@ from typing import Any
 
 from service.model.errors import StorageError
 from service.store.migrations import describe_problem, list_migrations
+from service.store.postgres.connection import LONG_SECONDS
 
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
@@ -80,7 +81,7 @@ async def migrate(connection: Any) -> list[str]:
     StorageError if the schema is newer.
     """
     applied: list[str] = []
-    await connection.execute(_LOCK)
+    await connection.execute(_LOCK, timeout=LONG_SECONDS)  # Another process may migrate now.
     current = await version(connection)
     if current < 0:
         raise StorageError(describe_problem(current, latest()))
@@ -92,7 +93,7 @@ async def migrate(connection: Any) -> list[str]:
         )
     for number, path in migrations():
         if current < number:
-            await connection.execute(path.read_text())
+            await connection.execute(path.read_text(), timeout=LONG_SECONDS)
             await connection.execute("UPDATE schema_version SET number = $1", number)
             applied.append(path.stem)
     if message := await problem(connection):

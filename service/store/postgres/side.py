@@ -14,6 +14,7 @@ from service.store.copying import (
     size_of,
 )
 from service.store.postgres import schema
+from service.store.postgres.connection import LONG_SECONDS
 from service.store.postgres.database import Database
 from service.store.retention import fold_usage
 
@@ -46,7 +47,7 @@ class PostgresSide:
 
         First gives every event its `seq` and empties `usage_added`, which SQLite does not have.
         """
-        await self._database.order_events()
+        await self._database.order_events(LONG_SECONDS)
         while await self._database.write(fold_usage):
             pass
         columns: dict[str, dict[str, int]] = {}
@@ -92,4 +93,5 @@ class PostgresSide:
 
     async def clear(self, table: Table) -> None:
         """Delete the rows of a table."""
-        await self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
+        sql = f"DELETE FROM {table.name}"  # noqa: S608  our own names
+        await self._connection.execute(sql, timeout=LONG_SECONDS)

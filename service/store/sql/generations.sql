@@ -237,9 +237,6 @@ SELECT number FROM revisions WHERE noun = 'upstream_asked_until';
 INSERT INTO revisions (noun, number) VALUES ('upstream_asked_until', :free_at)
 ON CONFLICT (noun) DO UPDATE SET number = excluded.number;
 
--- name: generation_move_on
-UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
-
 -- name: generation_next_poll
 {tenants next_poll_at}
 SELECT min((SELECT min(g.next_poll_at) FROM generations g

@@ -42,7 +42,7 @@ def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
 
 
 def _is_database_error(error: BaseException | None) -> bool:
-    return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
+    return isinstance(error, sqlite3.Error) and not group.is_of_unit(error)
 
 
 class Database(Writes):

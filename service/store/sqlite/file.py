@@ -10,16 +10,17 @@ import os
 import sqlite3
 
 from service.model.errors import StorageError
-from service.store.sqlite.opening import RESTORE, problem_before_opening
+from service.store.sqlite.opening import MAGIC, RESTORE, problem_before_opening
 
 CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
-_MAGIC = b"SQLite format 3\0"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # Primary result codes.
 _RESTART = "restart genhook"
 
 
 class LostFileError(sqlite3.OperationalError):
     """A file is not the one that was opened, so a commit would be lost."""
+
+    sqlite_errorcode = sqlite3.SQLITE_IOERR
 
 
 class File:
@@ -44,10 +45,13 @@ class File:
         try:
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            self.is_new = os.fstat(self.descriptor).st_size == 0
+            status = os.fstat(self.descriptor)
         except OSError as error:
             self.close()
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        self.is_new = status.st_size == 0
+        # The file first: if all are gone, a restart would begin with an empty one.
+        self._identities = {self.path: (status.st_dev, status.st_ino)}
 
     def close(self) -> None:
         """Close the descriptor, which ends the locks on it."""
@@ -57,10 +61,7 @@ class File:
 
     def watch(self) -> None:
         """Watch the files that SQLite has opened now."""
-        status = os.fstat(self.descriptor)
         beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
-        # The file first: if all are gone, a restart would begin with an empty one.
-        self._identities = {self.path: (status.st_dev, status.st_ino)}
         self._identities |= {path: _identify(path) for path in beside}
 
     def check(self, now: float) -> None:
@@ -82,7 +83,10 @@ class File:
                 advice = RESTORE if path == self.path else _RESTART
                 return f"the file {path} was deleted or replaced: {advice}"
         # A checkpoint may bring a cut file back to its size, so the cut is remembered.
-        self._is_cut = self._is_cut or self._was_cut()
+        try:
+            self._is_cut = self._is_cut or self._was_cut()
+        except OSError as error:
+            return f"the file {self.path} cannot be read: {error.strerror}"
         if self._is_cut:
             return f"the file {self.path} was cut short or overwritten: {RESTORE}"
         return None
@@ -90,7 +94,7 @@ class File:
     def _was_cut(self) -> bool:
         """Return whether the file is shorter than before, or no SQLite database any more."""
         before, self._bytes_seen = self._bytes_seen, os.fstat(self.descriptor).st_size
-        return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != _MAGIC
+        return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != MAGIC
 
     def note(self, error: BaseException | None) -> None:
         """Remember damage that SQLite has met."""

@@ -194,9 +194,19 @@ def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], n
     try:
         return _run_unit(unit(Transaction(connection, now, []), *args))
     finally:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # After some errors, SQLite has rolled back itself.
+            connection.execute("ROLLBACK")
 
 
 def is_storage_failure(error: BaseException | None) -> bool:
     """Return whether the disk or a lock is at fault, and not the unit. A retry may succeed."""
-    return isinstance(error, sqlite3.OperationalError)
+    return isinstance(error, sqlite3.OperationalError) and not is_of_unit(error)
+
+
+def is_of_unit(error: BaseException | None) -> bool:
+    """Return whether a unit's statement or its rows are at fault, as JSON or text that is damaged.
+
+    SQLite then has no code of its own for it, or it is an error of Python's module, without a code.
+    """
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
