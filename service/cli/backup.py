@@ -32,10 +32,11 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         raise CommandError(f"{settings.database_name} is PostgreSQL: use its own pg_dump")
     source, target = Path(settings.database_path), options.file
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
-    if target.exists():
+    if os.path.lexists(target):  # Where this cannot be seen, the link fails.
         raise exists_already
-    # A name of its own: a second backup to FILE at the same time must not write into it.
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    # A name of its own: a second backup to FILE at the same time must not write into it. It is
+    # short, since that of FILE may be as long as names can be.
+    partial = target.parent / f".genhook-{secrets.token_hex(4)}.partial"
     with interrupts.cleaned_up():
         try:
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -46,7 +47,8 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         except (OSError, sqlite3.Error) as error:
             raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # It may not exist.
+                partial.unlink()
     size_bytes = target.stat().st_size
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
     line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."
@@ -83,10 +85,16 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
-    with contextlib.closing(_open(source)) as connection:
-        connection.execute("PRAGMA busy_timeout=5000")
-        if schema.version(connection) <= 0:  # A copy that has not ended, or nothing of genhook.
-            raise CommandError(f"the backup failed: {schema.problem(connection)}")
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(contextlib.closing(_open(source)))
+            connection.execute("PRAGMA busy_timeout=5000")
+            version, problem = schema.version(connection), schema.problem(connection)
+        except sqlite3.Error as error:
+            reason = f"{source} cannot be read: {_reason(error)}"
+            raise CommandError(f"the backup failed: {reason}") from error
+        if version <= 0:  # A copy that has not ended, or nothing of genhook.
+            raise CommandError(f"the backup failed: {problem}")
         _execute(connection, "VACUUM INTO ?", str(target))
     with contextlib.closing(_open(target)) as connection:
         [[verdict]] = _execute(connection, "PRAGMA quick_check(1)")

@@ -1,4 +1,4 @@
-"""What `genhook doctor` says of either database: missing indexes, and the age of due work."""
+"""What `genhook doctor` says of either database: what is missing, and the age of due work."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
@@ -13,6 +13,12 @@ _HELD_UP_UPSTREAM = "or upstream is slow, or asked for a pause"
 
 Level = Literal["ok", "warn", "fail"]
 Sentence = tuple[Level, str, str]
+
+
+def judge_tables(missing: Iterable[str]) -> Iterator[Sentence]:
+    """Say which tables are missing. What they held is lost, so nobody should create them anew."""
+    for name in missing:
+        yield "fail", "tables", f"The table {name} is missing: restore a backup."
 
 
 def judge_indexes(missing: Mapping[str, str]) -> Iterator[Sentence]:

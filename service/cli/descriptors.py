@@ -7,7 +7,7 @@ import msgspec
 from service.settings import Settings
 from service.telemetry import log
 
-OWN_DESCRIPTORS = 128  # For the database, upstream, logs, and tests of subscribers.
+OWN_DESCRIPTORS = 128  # For the database, upstream, logs, tests of subscribers, refused clients.
 
 _log = log.get()
 

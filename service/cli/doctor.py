@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 from service.api import signatures
 from service.cli import calls, descriptors, output
 from service.cli.arguments import Echo, add_json, define
-from service.cli.database_checks import Level, judge_due, judge_indexes
+from service.cli.database_checks import Level, judge_due, judge_indexes, judge_tables
 from service.delivery import signing
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
@@ -205,10 +205,13 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     if damage != "ok":
         yield Finding("fail", "database", f"It is damaged, restore a backup: {damage}.")
         return
+    if tables := schema.missing(connection, "table"):
+        yield from (Finding(*each) for each in judge_tables(tables))
+        return
     # A commit that changes nothing: only with one does a full or failing disk show itself.
     connection.execute("UPDATE revisions SET number = number")
     yield Finding("ok", "database", "It is intact and can be written to.")
-    missing = schema.missing_indexes(connection)
+    missing = schema.missing(connection, "index")
     yield from (Finding(*each) for each in judge_indexes(missing))
     if not missing:
         due = connection.execute(statements()["stats_due"].sql)

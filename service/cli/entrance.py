@@ -20,7 +20,7 @@ from service.cli.heads import (
 )
 from service.cli.outgoing import Outgoing
 from service.cli.readers import Reader
-from service.cli.refusals import refuse
+from service.cli.refusals import disconnect, refuse
 from service.cli.serving import HIGH_WATER_LIMIT, FlowControl, HttpToolsProtocol
 from service.cli.turns import Turns
 
@@ -29,6 +29,7 @@ UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends th
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
 LINGERS_MAX = 10
+REFUSED_MAX = 32  # Connections too many that are answered; each keeps its descriptor meanwhile.
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
@@ -92,7 +93,10 @@ class Protocol(HttpToolsProtocol):
         self.flow = _Flow(transport)
         self._outgoing = Outgoing(transport, self.loop, self._close)
         self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
-        if len(self.connections) > self._connections_max:
+        over = len(self.connections) - self._connections_max
+        if over > REFUSED_MAX:
+            transport.abort()
+        elif over > 0:
             self._refuse(503)
         self._watch()
 
@@ -104,7 +108,7 @@ class Protocol(HttpToolsProtocol):
         self._reader.forget()
         self._outgoing.close = self.transport.close  # So that no reference cycle is left.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
-            _disconnect(cycle)
+            disconnect(cycle)
         self.pipeline.clear()
         super().connection_lost(exc)
 
@@ -304,7 +308,7 @@ class Protocol(HttpToolsProtocol):
         answer = refuse(status, self.cycle.scope if is_begun else {"headers": ()})
         is_answered = is_begun and self.cycle.response_started
         self._outgoing.flush()
-        _disconnect(self.cycle)
+        disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
@@ -341,10 +345,3 @@ class Protocol(HttpToolsProtocol):
             return
         self._is_sending = False
         self.loop.call_later(LINGER_SECONDS, self._linger_on, times - 1)
-
-
-def _disconnect(cycle: Any) -> None:
-    """Let a request that is not answered yet know that nobody reads its answer."""
-    if cycle is not None and not cycle.response_complete:
-        cycle.disconnected = True
-        cycle.message_event.set()

@@ -13,7 +13,7 @@ def return_large_blocks() -> None:
     afterwards stays with each thread's arena, so that some hundred bodies of 1 MB, one after the
     other, left several hundred megabytes behind.
     """
-    import ctypes
+    with contextlib.suppress(OSError, ImportError, AttributeError):  # No descriptor may be left.
+        import ctypes
 
-    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -45,3 +45,10 @@ def refuse(status: int, scope: Any) -> bytes:
     )
     head = b"".join(b"%b: %b\r\n" % field for field in fields)
     return b"".join((STATUS_LINE[status], head, b"\r\n", body))
+
+
+def disconnect(cycle: Any) -> None:
+    """Let a request that is not answered yet know that nobody reads its answer."""
+    if cycle is not None and not cycle.response_complete:
+        cycle.disconnected = True
+        cycle.message_event.set()

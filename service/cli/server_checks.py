@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from service.cli.database_checks import Sentence, judge_due, judge_indexes
+from service.cli.database_checks import Sentence, judge_due, judge_indexes, judge_tables
 from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.store.shards import SHARDS
@@ -53,6 +53,7 @@ class Server(msgspec.Struct):
     schema_problem: str | None = None
     schema_version: int = 0
     state: dict[str, Any] = {}
+    missing_tables: list[str] = []
     missing: dict[str, str] = {}  # Indexes, with the statements that create them.
     invalid: list[str] = []
     due: list[tuple[str, int | None]] | None = None  # Kinds of rows with their earliest due times.
@@ -88,6 +89,8 @@ async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
             server.schema_problem = await schema.problem(connection)
             server.schema_version = await schema.version(connection)
             if server.schema_problem is None:
+                server.missing_tables = await schema.missing_tables(connection)
+            if server.schema_problem is None and not server.missing_tables:
                 server.missing = await schema.missing_indexes(connection)
                 server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
                 if not server.missing:  # Else it could take long.
@@ -117,6 +120,8 @@ def judge(server: Server, now: int) -> Iterator[Sentence]:
         yield "fail", "database", f"{server.problem}."
     elif server.schema_problem:
         yield "warn", "schema", f"{server.schema_problem}."
+    elif server.missing_tables:
+        yield from judge_tables(server.missing_tables)
     else:
         yield "ok", "schema", f"The schema is {server.schema_version}, which is the latest."
         yield "ok", "database", "It can be written to."

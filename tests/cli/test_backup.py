@@ -136,6 +136,37 @@ def test_a_folder_that_does_not_exist_is_said(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a" * 256, "File name too long"),
+        ("genhook.db/copy.db", "Not a directory"),
+        ("endless/copy.db", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_in_a_sentence(
+    tmp_path: Path, name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "endless").symlink_to(tmp_path / "endless")
+    assert main.main(["backup", str(tmp_path / name)]) == 1
+    expected = f"genhook: the backup to {tmp_path / name} failed: {reason}.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_name_of_a_backup_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    assert main.main(["backup", str(tmp_path / ("a" * 255))]) == 0
+
+
+def test_a_database_that_cannot_be_read_is_not_blamed_on_the_target(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(f"{path}-wal").mkdir()
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    reason = f"the backup failed: {path} cannot be read: unable to open database file"
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "copy.db").exists()
+
+
 def test_without_a_database_there_is_nothing_to_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

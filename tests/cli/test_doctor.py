@@ -130,6 +130,20 @@ def test_the_doctor_names_a_missing_index_with_the_statement_that_creates_it(
     assert messages_of("indexes", "ok", capsys) == ["None is missing."]
 
 
+@pytest.mark.parametrize("table", ["deliveries", "tenants", "revisions"])
+def test_the_doctor_names_a_missing_table_and_not_what_belonged_to_it(
+    database: Path, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    run("migrate")
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(f"DROP TABLE {table}")
+    capsys.readouterr()
+    assert run("doctor --json") == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert [each["about"] for each in findings if each["level"] == "fail"] == ["upstream", "tables"]
+    assert findings[-1]["message"] == f"The table {table} is missing: restore a backup."
+
+
 def messages_of(about: str, level: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
     run("doctor --json")

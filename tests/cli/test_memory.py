@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.cli import server
+from service.cli.memory import return_large_blocks
 
 SCRIPT = """
 import sys
@@ -32,6 +33,11 @@ def resident_mebibytes(is_told: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries return large blocks")
 def test_large_blocks_go_back_to_the_system_once_they_are_freed() -> None:
     assert resident_mebibytes("yes") < resident_mebibytes("no") - 32
+
+
+def test_a_library_that_cannot_be_loaded_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    return_large_blocks()
 
 
 async def test_a_server_has_large_blocks_returned(monkeypatch: pytest.MonkeyPatch) -> None:

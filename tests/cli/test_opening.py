@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from service.store.sqlite import byte_locks
 from tests.cli.test_doctor import run
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
+ON_LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not tell of locks like this"
+)
 COMMANDS = (
     "keys create --name y --scopes read",
     "keys list --offline",
@@ -88,6 +92,14 @@ def test_what_is_at_the_path_is_looked_at_before_it_is_opened(
     check_refused(database, reason, capsys)
 
 
+def test_the_log_says_that_a_database_was_created_in_an_empty_file(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.touch()
+    assert run("migrate") == 0
+    assert "database.created" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("do", [lambda path: os.truncate(path, 0), Path.unlink])
 def test_a_log_without_its_database_is_left_alone(
     do: Callable[[Path], None], database: Path, capsys: pytest.CaptureFixture[str]
@@ -108,8 +120,15 @@ def test_a_log_without_its_database_is_left_alone(
 
 
 @pytest.fixture
-def user(database: Path) -> Iterator[Path]:
+def user(database: Path, process: subprocess.Popen[bytes]) -> Path:
     """The path of a database that another process uses."""
+    assert process.poll() is None
+    return database
+
+
+@pytest.fixture
+def process(database: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has the database open."""
     run("keys create --name x --scopes read")
     code = (
         "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
@@ -120,11 +139,46 @@ def user(database: Path) -> Iterator[Path]:
     with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:  # noqa: S603  our own code
         assert process.stdout
         process.stdout.readline()
-        yield database
+        yield process
         process.communicate()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of locks like this")
+def delete(*suffixes: str) -> Callable[[Path], None]:
+    def do(path: Path) -> None:
+        for suffix in suffixes:
+            Path(f"{path}{suffix}").unlink()
+
+    return do
+
+
+def delete_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    os.chdir(path.parent)
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        (delete("", "-wal", "-shm"), "it was deleted or replaced while process {}"),
+        (delete_folder, "it was deleted or replaced while process {}"),
+        (delete("-wal", "-shm"), "-wal was deleted or replaced while process {}"),
+    ],
+    ids=["all deleted", "folder deleted", "log and index deleted"],
+)
+def test_files_that_a_process_has_open_are_found_where_nothing_is_left_of_them(
+    do: Callable[[Path], None],
+    reason: str,
+    user: Path,
+    capsys: pytest.CaptureFixture[str],
+    process: subprocess.Popen[bytes],
+) -> None:
+    do(user)
+    check_refused(user, reason.format(process.pid), capsys)
+
+
+@ON_LINUX
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
@@ -138,8 +192,14 @@ def user(database: Path) -> Iterator[Path]:
     ids=["deleted", "replaced", "log deleted", "index deleted", "emptied", "overwritten"],
 )
 def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_what_is_left(
-    do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]
+    do: Callable[[Path], object],
+    reason: str,
+    user: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # As if the process ran in another container.
+    monkeypatch.setattr(byte_locks, "LOCKS", Path("nothing"))
     run("doctor")
     assert "intact" in capsys.readouterr().out
     do(user)

@@ -116,10 +116,24 @@ def test_the_doctor_names_a_missing_index_with_the_statement_that_creates_it(
         assert doctor(capsys)["indexes"]["level"] == "ok"
 
 
-def test_every_index_of_a_migrated_schema_can_be_missed(url: str) -> None:
+def test_the_doctor_names_a_missing_table_and_not_what_belonged_to_it(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    execute(url, "DROP TABLE deliveries")
+    printed(capsys)
+    findings = doctor(capsys)
+    assert findings["tables"]["level"] == "fail"
+    assert findings["tables"]["message"] == "The table deliveries is missing: restore a backup."
+    assert not findings.keys() & {"indexes", "schema"}
+
+
+def test_every_table_and_index_of_a_migrated_schema_can_be_missed(url: str) -> None:
     main.main(["migrate"])
     rows = execute(url, "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()")
     assert set(schema.indexes()) == {row[0] for row in rows}
+    rows = execute(url, "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    assert {*schema.tables(), "schema_version"} == {row[0] for row in rows}
 
 
 def test_the_doctor_says_for_how_long_work_has_been_due(

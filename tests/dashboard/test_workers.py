@@ -12,6 +12,7 @@ from service.app import App
 from service.dashboard.formats import write_spans
 from service.store.postgres import ownership
 from service.store.shards import ALL
+from service.store.sqlite import byte_locks
 from service.store.sqlite import ownership as file_lock
 from tests import engine
 from tests.contract.scenes import client_with
@@ -73,7 +74,7 @@ async def test_on_sqlite_one_process_has_all_shards_whoever_answers(
             held_by(world.app).name = "process 0"  # Both are of this process, which is no other.
             [row] = await workers(world)
             assert row == {"name": name, "shards": sorted(ALL), "is_answering": False}
-            monkeypatch.setattr(file_lock, "LOCKS", Path("nothing"))
+            monkeypatch.setattr(byte_locks, "LOCKS", Path("nothing"))
         assert "another process 64" in text_of(await browser.get("/workers"))
         await held_by(other).release()
         assert await workers(world) == []

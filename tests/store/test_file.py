@@ -86,6 +86,13 @@ async def test_nothing_is_stored_without_the_log_and_its_index(
         await database.write(bump)
 
 
+async def test_where_every_file_is_gone_no_restart_is_advised(database: Database) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{database.path}{suffix}").unlink()  # noqa: ASYNC240
+    with pytest.raises(StorageError, match=f"{database.path} was deleted or replaced: stop"):
+        await database.write(bump)
+
+
 async def test_what_the_log_held_is_stored_though_it_was_deleted(database: Database) -> None:
     before = await database.read(subscribers.get_revision)
     Path(f"{database.path}-wal").unlink()  # noqa: ASYNC240

@@ -300,6 +300,19 @@ async def test_a_connection_too_many_is_503() -> None:
         first.close()
 
 
+async def test_connections_far_too_many_get_no_answer_and_keep_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrance, "REFUSED_MAX", 2)
+    monkeypatch.setattr(entrance, "LINGER_SECONDS", 60)
+    async with serving(connections_max=1) as port:
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        answers = [await reader.read() for reader, _ in clients[1:]]
+        assert [answer[:12] for answer in answers] == [b"HTTP/1.1 503"] * 2 + [b""] * 2
+        for _, writer in clients:
+            writer.close()
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

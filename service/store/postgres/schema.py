@@ -54,6 +54,18 @@ def indexes() -> dict[str, str]:
     return created
 
 
+def tables() -> list[str]:
+    """Return the tables of the migrations."""
+    return [name for _, path in migrations() for name, _ in _TABLE.findall(path.read_text())]
+
+
+async def missing_tables(connection: Any) -> list[str]:
+    """Return the tables that are not there."""
+    sql = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+    names = {row[0] for row in await connection.fetch(sql)}
+    return [name for name in tables() if name not in names]
+
+
 async def missing_indexes(connection: Any) -> dict[str, str]:
     """Return the indexes that are not there, as `indexes` does."""
     rows = await connection.fetch(

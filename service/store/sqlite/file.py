@@ -8,13 +8,11 @@ process. So `File.check` refuses them.
 import math
 import os
 import sqlite3
-from pathlib import Path
 
 from service.model.errors import StorageError
-from service.store.sqlite.opening import RESTORE, problem_before_opening
+from service.store.sqlite.opening import MAGIC, RESTORE, problem_before_opening
 
 CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
-_MAGIC = b"SQLite format 3\0"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # Primary result codes.
 _RESTART = "restart genhook"
 
@@ -45,13 +43,14 @@ class File:
         if problem := problem_before_opening(self.path):
             raise StorageError(f"cannot open {self.path}: {problem}")
         try:
-            self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
             status = os.fstat(self.descriptor)
         except OSError as error:
             self.close()
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        self.is_new = status.st_size == 0
+        # The file first: if all are gone, a restart would begin with an empty one.
         self._identities = {self.path: (status.st_dev, status.st_ino)}
 
     def close(self) -> None:
@@ -95,7 +94,7 @@ class File:
     def _was_cut(self) -> bool:
         """Return whether the file is shorter than before, or no SQLite database any more."""
         before, self._bytes_seen = self._bytes_seen, os.fstat(self.descriptor).st_size
-        return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != _MAGIC
+        return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != MAGIC
 
     def note(self, error: BaseException | None) -> None:
         """Remember damage that SQLite has met."""

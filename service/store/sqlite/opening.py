@@ -4,23 +4,26 @@ To open a file that another process has lost, or the log of one that is gone, ma
 database (https://sqlite.org/howtocorrupt.html).
 """
 
+import contextlib
 import fcntl
 import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
+from service.store.sqlite.byte_locks import IS_LINUX, list_locks, pack_lock
 
 MAGIC = b"SQLite format 3\0"
 RESTORE = "stop genhook, and put the file back or restore a backup"
 _CUT = f"it was cut short or overwritten: {RESTORE}"
 _STOP = "stop that process first, and open the database with nothing else until then"
-_LOST = "{} was deleted or replaced while a process uses it: {}"
+_LOST = "{} was deleted or replaced while {} uses it: {}"
 # Bytes that SQLite locks in each file while a process has it open (os_unix.c).
 _SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
 _INDEX_BYTE = 128
+_DELETED = " (deleted)"  # After the path of a file that has none any more.
 _LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as lost.
 
 
@@ -56,15 +59,47 @@ def _find_problem(path: str) -> str | None:
 
 def _find_loss(path: str) -> str | None:
     index, log = f"{path}-shm", f"{path}-wal"
+    for deleted, process in _list_deleted():
+        if deleted in (path, log, index):
+            return _describe_loss(path, deleted, f"process {process}")
+    # What else the locks tell, also of a process of another user or container:
     lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
     if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
         is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
-        return _LOST.format(index, _STOP) if is_lost else _find_emptiness(path, log)
+        return _describe_loss(path, index) if is_lost else _find_emptiness(path, log)
     if lock == fcntl.F_UNLCK:
-        return _LOST.format("it", RESTORE)
+        return _describe_loss(path, path)
     if not Path(log).exists():
-        return _LOST.format(log, _STOP)
+        return _describe_loss(path, log)
     return None if _has_magic(path) else _CUT
+
+
+def _describe_loss(path: str, deleted: str, user: str = "a process") -> str:
+    if deleted == path:
+        return _LOST.format("it", user, RESTORE)
+    return _LOST.format(deleted, user, _STOP)
+
+
+def _list_deleted() -> Iterator[tuple[str, str]]:
+    """Yield deleted files, and which other process has each open beside a database.
+
+    Of processes whose files this one may list: its own user's, or all for root.
+    """
+    first = str(_SHARED_BYTES)
+    users = {lock.process for lock in list_locks() if (lock.kind, lock.first) == ("POSIX", first)}
+    for process in users - {str(os.getpid())}:
+        with contextlib.suppress(OSError):  # It has ended, or is another user's.
+            for each in Path(f"/proc/{process}/fd").iterdir():  # proc_pid_fd(5)
+                target = _read_link(each)
+                if target.endswith(_DELETED):
+                    yield target.removesuffix(_DELETED), process
+
+
+def _read_link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:  # It is closed by now.
+        return ""
 
 
 def _find_emptiness(path: str, log: str) -> str | None:

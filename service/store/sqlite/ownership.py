@@ -4,16 +4,14 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from service.model.errors import StorageError
 from service.store.shards import ALL, NONE
-from service.store.sqlite.byte_locks import IS_LINUX
+from service.store.sqlite.byte_locks import IS_LINUX, list_locks
 from service.store.sqlite.database import Database
 
 # On other systems `flock` and the POSIX locks of SQLite exclude each other.
 LOCKS_THE_DATABASE = IS_LINUX
-LOCKS = Path("/proc/locks")  # proc_locks(5); a process of another container is not in it.
 UNSEEN = "another process"
 
 
@@ -89,13 +87,9 @@ class FileLock:
 
 def _find_holder(inode: int) -> str:
     """Return the name of the process that has locked a file, as far as it can be seen from here."""
-    try:
-        lines = LOCKS.read_text().splitlines()
-    except OSError:
-        lines = []
-    for _, kind, _, _, process, file, *_ in map(str.split, lines):
-        if kind == "FLOCK" and file.endswith(f":{inode}"):
-            return f"process {process}"
+    for lock in list_locks():
+        if lock.kind == "FLOCK" and lock.inode == str(inode):
+            return f"process {lock.process}"
     return UNSEEN
 
 

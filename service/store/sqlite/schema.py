@@ -4,13 +4,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 from service.model.errors import StorageError
 from service.store.migrations import describe_problem, list_migrations
 from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
-_INDEXES = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
+_CREATED = "SELECT name, sql FROM sqlite_schema WHERE type = ? AND sql IS NOT NULL"
 
 
 def migrations() -> list[tuple[int, Path]]:
@@ -64,12 +65,12 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     return applied
 
 
-def missing_indexes(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return the missing indexes, as {name: the statement that creates it}."""
+def missing(connection: sqlite3.Connection, kind: Literal["table", "index"]) -> dict[str, str]:
+    """Return what is missing of a kind, as {name: the statement that creates it}."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         migrate(fresh)
-        created = dict(fresh.execute(_INDEXES))
-    for name, _ in connection.execute(_INDEXES):
+        created = dict(fresh.execute(_CREATED, (kind,)))
+    for name, _ in connection.execute(_CREATED, (kind,)):
         created.pop(name, None)
     return {name: " ".join(sql.split()) for name, sql in created.items()}
 
