@@ -67,7 +67,6 @@ class Poller:
         self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
         self._questions = Questions()
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
-        self.is_in_turn = False  # Whether processes work in turn, for a short time each.
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()

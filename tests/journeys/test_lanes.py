@@ -313,12 +313,12 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
                 await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
                 await world.generate()
                 await dispatcher.settle()
-        assert len(world.subscribers.webhooks) == sum(range(13))
-        assert len(dispatcher.lanes) == 12  # All had work at the same time.
-        dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
-        dispatcher._lanes_max = 4
-        dispatcher._lane("sub_one_more")
-        assert list(dispatcher.lanes) == ["sub_one_more"]
+            assert len(world.subscribers.webhooks) == sum(range(13))
+            assert len(dispatcher.lanes) == 12  # All had work at the same time.
+            dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
+            dispatcher._lanes_max = 4
+            dispatcher._lane("sub_one_more")
+            assert list(dispatcher.lanes) == ["sub_one_more"]
 
 
 async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(
