@@ -306,19 +306,18 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.delivery.dispatch.LANES_MAX", 4)
-    async with opened(tmp_path) as world:
-        async with attach_worker(world) as dispatcher:
-            dispatcher._lanes_max = 4
-            for number in range(12):
-                await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
-                await world.generate()
-                await dispatcher.settle()
-            assert len(world.subscribers.webhooks) == sum(range(13))
-            assert len(dispatcher.lanes) == 12  # All had work at the same time.
-            dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
-            dispatcher._lanes_max = 4
-            dispatcher._lane("sub_one_more")
-            assert list(dispatcher.lanes) == ["sub_one_more"]
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        dispatcher._lanes_max = 4
+        for number in range(12):
+            await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
+            await world.generate()
+            await dispatcher.settle()
+        assert len(world.subscribers.webhooks) == sum(range(13))
+        assert len(dispatcher.lanes) == 12  # All had work at the same time.
+        dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
+        dispatcher._lanes_max = 4
+        dispatcher._lane("sub_one_more")
+        assert list(dispatcher.lanes) == ["sub_one_more"]
 
 
 async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(

@@ -235,7 +235,7 @@ async def test_a_tick_waits_until_the_rest_of_another_one_has_let_go(
 ) -> None:
     """Half a release would leave locks of a server that nobody knows of."""
     letting_go, goes_on, gate = asyncio.Event(), asyncio.Event(), Gate()
-    released: list[bool] = []
+    ends: list[str] = []
     async with opened(tmp_path) as world:
         queue_answers(world, gate)
         await world.subscribe(**ONE)
@@ -243,10 +243,11 @@ async def test_a_tick_waits_until_the_rest_of_another_one_has_let_go(
         worker, release = world.app.worker, world.app.worker.ownership.release
 
         async def release_slowly() -> None:
+            ends.append("begun")
             letting_go.set()
             await goes_on.wait()
             await release()
-            released.append(True)
+            ends.append("done")
 
         await tick_until_asked(world, gate)
         with monkeypatch.context() as patched:
@@ -257,7 +258,7 @@ async def test_a_tick_waits_until_the_rest_of_another_one_has_let_go(
             await world.get("/v1/events")
             goes_on.set()
             await tick
-        assert released[0]
+        assert ends == ["begun", "done"] * 2
         assert not worker.ownership.is_held
 
 

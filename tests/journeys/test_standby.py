@@ -79,9 +79,17 @@ async def test_a_step_that_backs_off_does_not_delay_the_next_try_for_the_right(
         await stop_worker(world)
 
 
-async def test_a_worker_takes_over_once_the_tick_of_its_own_process_is_over(tmp_path: Path) -> None:
+async def test_a_worker_takes_over_once_the_tick_of_its_own_process_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, waiting, take_over = Gate(), list[int](), Poller.take_over
+
+    async def note(poller: Poller, now: int) -> None:
+        waiting.append(gate.waiting)
+        await take_over(poller, now)
+
+    monkeypatch.setattr(Poller, "take_over", note)
     async with opened(tmp_path) as world:
-        gate = Gate()
         queue_answers(world, gate)
         await world.subscribe()
         await world.generate()
@@ -95,6 +103,7 @@ async def test_a_worker_takes_over_once_the_tick_of_its_own_process_is_over(tmp_
         gate.is_open.set()
         assert (await tick).attempted == 1
         await wait_until_working(world)
+        assert waiting == [0]
         assert len(world.subscribers.webhooks) == 1, "the worker repeats what the tick does"
         await stop_worker(world)
 
