@@ -86,8 +86,7 @@ class Function:
         """Do due work, wait for the requests that it has begun, and return the counts."""
         worker = (await self._start()).worker
         done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
-        rest = [task for task in worker.ticks.under_way if task is not None]
-        await _wait_for([*rest, *worker.submitter.in_flight.values()], context)
+        await _wait_for([*worker.ticks.under_way, *worker.submitter.in_flight.values()], context)
         counts: dict[str, Any] = msgspec.to_builtins(done)
         return counts
 

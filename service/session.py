@@ -41,17 +41,6 @@ BACKOFF_SECONDS_MAX = 60.0  # Before a step that keeps failing runs again.
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Takes `now`, returns the next due time.
 
 
-class WorkCounts(msgspec.Struct):
-    """How many rows a tick worked on; `more` if rows are still due."""
-
-    submitted: int = 0
-    polled: int = 0
-    attempted: int = 0
-    replayed: int = 0
-    deleted: int = 0
-    more: bool = False
-
-
 class Session:
     """The lanes with their slots, the steps of the loops, and what was seen of other processes.
 
@@ -81,7 +70,8 @@ class Session:
         self._rest_until = 0  # Until then, no other process's commit causes a look.
         self._shards = NONE  # Those of the last `_follow_shards`.
         self._requests = submitter.in_flight, poller.in_flight
-        self._budget, self._poller = submitter.budget, poller
+        self._budget = poller.budget
+        self._is_in_turn = False  # Whether processes work in turn, for a short time each.
         self._subscribers_revision = -1  # Before any: the first read takes all as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -99,12 +89,13 @@ class Session:
             (self.watch, asyncio.Event()),
         )
 
-    def resume(self) -> None:
+    def resume(self, *, is_in_turn: bool) -> None:
         """Receive deliveries that are committed from now on, and let attempts start.
 
         The first `watch` finds the rows that are due already, while the loops run: with many lanes
         it takes seconds.
         """
+        self._is_in_turn = is_in_turn
         self.ownership.busy = self._busy
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
@@ -151,13 +142,17 @@ class Session:
         before, self._shards = self._shards, self.ownership.shards
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
-            self._budget.is_shared = self._poller.is_in_turn and share < 1
+            self._budget.is_shared = self._is_in_turn and share < 1
             # A process in turn has few shards and little time: it asks a stored rate for each poll.
-            share = 1.0 if self._poller.is_in_turn else share
+            share = 1.0 if self._is_in_turn else share
             self._budget.take_share(share, self.context.clock())
         if before - self._shards:
             drop_lost(self.dispatcher.lanes, self.context.database.holds)
         return bool(self._shards - before)
+
+    def debt_seconds(self) -> float:
+        """Return for how long to keep the right to work, so that all turns keep the poll rate."""
+        return self._budget.debt_seconds(self.context.clock()) if self._is_in_turn else 0.0
 
     def _busy(self) -> set[int]:
         """Return the shards with attempts, submissions or polls under way."""

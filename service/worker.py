@@ -14,12 +14,12 @@ from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import SECOND
 from service.model.errors import StorageError
-from service.session import Session, Step, WorkCounts, log_failure
-from service.store import retention
+from service.right import Right
+from service.session import Session, Step, log_failure
 from service.store.database import Ownership
 from service.store.shards import shard_of
 from service.telemetry import log
-from service.ticks import Ticks
+from service.ticks import Ticks, WorkCounts
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
@@ -30,8 +30,8 @@ RECORD_SECONDS = 1.0  # For requests that a stop cancels, to record that.
 class Worker:
     """The loops of one process. They run while it holds the right to work on the database.
 
-    The memory that ends with the right is in `session`. Submitter and poller belong to the process,
-    whose clients use them too: they hold the requests under way and the budget of polls.
+    `right` has the memory that ends with it. Submitter and poller belong to the process, whose
+    clients use them too: they hold the requests under way and the budget of polls.
     """
 
     def __init__(self, context: Context, ownership: Ownership, sender: Sender) -> None:
@@ -42,10 +42,14 @@ class Worker:
         self.poller = Poller(context, self.submitter.budget, self.submitter.in_flight)
         self.task: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
-        # How far retention has deleted. It may be out of date: deleted rows stay deleted.
-        self._sweep = retention.Sweep()
-        self.session = self._new_session()  # Not open: it takes and starts nothing.
-        self.ticks = Ticks(self)
+        requests = (self.submitter, self.poller)
+        self.right = Right(context, ownership, sender, *requests, self.stopping)
+        self.ticks = Ticks(self.right)
+
+    @property
+    def session(self) -> Session:
+        """The session of the loops or the last tick; before the first one it is closed."""
+        return self.right.session
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -88,10 +92,10 @@ class Worker:
 
         The rows of cancelled work are due after a restart, as after a crash.
         """
-        own = [task for task in (self.task, *self.ticks.under_way) if task is not None]
+        own = [task for task in (self.task, *self.ticks.under_way) if task]
         await _wait(own, ends_at)
         requests = await self._wait_for_requests(ends_at)
-        late = [task for task in (*own, *requests, *self.ticks.late_steps) if not task.done()]
+        late = [task for task in (*own, *requests, *self.right.steps_under_way) if not task.done()]
         if late:
             _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
         for task in late:
@@ -115,8 +119,7 @@ class Worker:
         """Work while this process has the right to, until `stop`; then await the requests."""
         try:
             while not self.stopping.is_set():
-                await self._stand_by()
-                if self.ownership.is_held:
+                if await self._stand_by():
                     _log.info("worker.started")
                     async with asyncio.TaskGroup() as group:
                         for step, signal in self.session.loops:
@@ -124,7 +127,7 @@ class Worker:
                 if not self.stopping.is_set():
                     _log.error("worker.lost_its_right")
                     await self.end_session()
-            await self.settle()
+            await self.right.settle()
         except Exception:
             _log.exception("worker.failed")
             raise
@@ -132,15 +135,15 @@ class Worker:
             await self.end_session()
             _log.info("worker.stopped")
 
-    async def _stand_by(self) -> None:
-        """Wait for the right to work, or a stop; log each failure, and try again."""
+    async def _stand_by(self) -> bool:
+        """Wait for the right to work; False at a stop. Log each failure, and try again."""
         has_waited = False
         while not self.stopping.is_set():
             try:
                 if await self._take_over():
                     if has_waited:
                         _log.info("worker.took_over")
-                    return
+                    return True
                 if not has_waited:
                     _log.info("worker.standing_by")
                 has_waited = True
@@ -149,35 +152,22 @@ class Worker:
             except Exception:  # noqa: BLE001  it must not end the process, which serves clients
                 _log.exception("worker.not_started")
             await _sleep(self.stopping, STANDBY_SECONDS)
+        return False
 
     async def _take_over(self) -> bool:
         """Try to become the worker; False while another process is."""
-        if not await self.ownership.acquire():
+        if not await self.right.begin_loops():
             return False
         try:
-            self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
-            self.begin_session()
-            self.session.resume()
         except BaseException:
             await self.end_session()
             raise
         return True
 
-    def _new_session(self) -> Session:
-        requests = (self.submitter, self.poller)
-        return Session(self.context, self.ownership, self.sender, *requests, self._sweep)
-
-    def begin_session(self) -> None:
-        """Replace the session, which is over, by a new one."""
-        self.session = self._new_session()
-
     async def end_session(self) -> None:
-        """Throw the session away, then let other processes work."""
-        try:
-            await self.session.close()
-        finally:
-            await self.ownership.release()
+        """Throw the session of the loops away, then let other processes work."""
+        await self.right.end_loops()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         """Repeat a step when it is due or signalled. After a failure, log it and back off."""
@@ -212,9 +202,7 @@ class Worker:
 
     async def settle(self) -> None:
         """Wait for all submissions, polls and attempts under way."""
-        await self.submitter.settle()
-        await self.poller.settle()
-        await self.dispatcher.settle()
+        await self.right.settle()
 
 
 async def _wait(tasks: Iterable[asyncio.Task[Any]], ends_at: float) -> None:

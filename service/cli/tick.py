@@ -16,7 +16,7 @@ from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
-    from service.session import WorkCounts
+    from service.ticks import WorkCounts
 
 Show = Callable[["WorkCounts"], None]
 

@@ -67,7 +67,6 @@ class Poller:
         self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
         self._questions = Questions()
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
-        self.is_in_turn = False  # Whether processes work in turn, for a short time each.
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()
@@ -104,10 +103,11 @@ class Poller:
             # Upstream asked another process for the pause, or a submission.
             return 0, self._next_token_at(now)
         chosen = self._in_order(confirmations, polls, free)
-        if chosen and self.budget.is_shared:
+        allowed = free
+        if self.budget.is_shared:
             missing = self._questions.missing({*map(self._key, chosen)})
-            free = await self._reserve(min(free, missing)) if missing else 0
-        started = self._start_due(chosen, free, {generation.id for generation in confirmations})
+            allowed = await self._reserve(min(free, missing))
+        started = self._start_due(chosen, allowed, {generation.id for generation in confirmations})
         for sharer in sharers:
             self._follow(sharer)
         self._unused_until = 0 if started == free else now + MINUTE
@@ -121,6 +121,8 @@ class Poller:
 
     async def _reserve(self, count: int) -> int:
         """Take up to `count` polls from the rate that all processes share; return how many."""
+        if not count:
+            return 0
         count = await self.context.database.write(questions.take, count, self.budget.rate)
         if not count:
             self.budget.tokens = 0.0  # It is tried again once the next token is here.

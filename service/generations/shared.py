@@ -39,8 +39,12 @@ class Questions:
         self._by_key: dict[Key, Question] = {}
 
     def missing(self, keys: set[Key]) -> int:
-        """Return for how many of these keys no poll is under way."""
-        return len(keys - self._by_key.keys())
+        """Return for how many of these keys no poll is under way that others may still follow."""
+        return len({key for key in keys if not self._may_join(key)})
+
+    def _may_join(self, key: Key) -> bool:
+        question = self._by_key.get(key)
+        return question is not None and len(question.followers) < SHARERS_MAX
 
     def open(self, key: Key, leader: Generation, *, is_due: bool) -> Question:
         """Begin a poll that other generations may follow."""
@@ -52,9 +56,9 @@ class Questions:
 
         Its input equals the leader's, which it shares: that is in memory once.
         """
-        question = self._by_key.get(key)
-        if question is None or len(question.followers) == SHARERS_MAX:
+        if not self._may_join(key):
             return None
+        question = self._by_key[key]
         question.followers.append(replace(generation, input=question.leader.input))
         return question
 

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from service.delivery.dispatch import Dispatcher
-from service.store.shards import ALL
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
 
@@ -125,13 +124,13 @@ async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
     worker = world.app.worker
-    assert await worker.ticks._take_over(ALL)
+    assert await worker.right.begin_loops()
     dispatcher = worker.dispatcher
     try:
         yield dispatcher
         await dispatcher.settle()
     finally:
-        await worker.ownership.release()
+        await worker.right.end_loops()
 
 
 async def count_rows(world: Harness, *tables: str) -> dict[str, int]:

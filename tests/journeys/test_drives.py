@@ -166,7 +166,7 @@ async def test_a_drive_whose_look_for_commits_fails_lets_go(
             assert (await world.call_back()).status_code == 200
             await driving(world.app)
         assert looks[0]
-        rest = worker.ticks._ending
+        rest = worker.right.ending
         if rest is not None:
             await rest
         assert not works(world.app)
@@ -182,7 +182,7 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert works(world.app), "its attempt counts against the caps"
         await driving(world.app)
         gate.is_open.set()
-        rest = world.app.worker.ticks._ending
+        rest = world.app.worker.right.ending
         assert rest is not None
         await rest
         assert not works(world.app)
@@ -242,16 +242,16 @@ async def test_who_works_looks_again_after_it_let_go(
                 await world.generate()
                 world.upstream.finish(task)
             worker = world.app.worker
-            end_session = worker.end_session
+            close = worker.right._close
 
-            async def end_late() -> None:
+            async def close_late() -> None:
                 monkeypatch.undo()
                 report = success_report("task2")
                 answer = await other.post(world.upstream.callback_url(1), json=report)
                 assert answer.status_code == 200
-                await end_session()
+                await close()
 
-            monkeypatch.setattr(worker, "end_session", end_late)
+            monkeypatch.setattr(worker.right, "_close", close_late)
             assert (await world.call_back(success_report("task1"), 0)).status_code == 200
             await asyncio.gather(driving(world.app), driving(other._transport.app))  # type: ignore[attr-defined]
             assert world.upstream.polls == ["task1", "task2"]

@@ -306,13 +306,12 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.delivery.dispatch.LANES_MAX", 4)
-    async with opened(tmp_path) as world:
-        async with attach_worker(world) as dispatcher:
-            dispatcher._lanes_max = 4
-            for number in range(12):
-                await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
-                await world.generate()
-                await dispatcher.settle()
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        dispatcher._lanes_max = 4
+        for number in range(12):
+            await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
+            await world.generate()
+            await dispatcher.settle()
         assert len(world.subscribers.webhooks) == sum(range(13))
         assert len(dispatcher.lanes) == 12  # All had work at the same time.
         dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")

@@ -56,8 +56,8 @@ async def test_nothing_is_handed_to_a_session_that_could_not_begin(
 ) -> None:
     resume = Session.resume
 
-    def fail(session: Session) -> None:
-        resume(session)
+    def fail(session: Session, **options: Any) -> None:
+        resume(session, **options)
         raise StorageError("disk I/O error")
 
     async with opened(tmp_path) as world:
@@ -190,7 +190,7 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
         raise storage_failure()
 
     async with opened(tmp_path) as world:
-        worker, new_session = world.app.worker, world.app.worker._new_session
+        worker, new_session = world.app.worker, world.app.worker.right.new_session
 
         def new_failing_session() -> Session:
             session = new_session()
@@ -200,7 +200,7 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
             )
             return session
 
-        monkeypatch.setattr(worker, "_new_session", new_failing_session)
+        monkeypatch.setattr(worker.right, "new_session", new_failing_session)
         worker.start()
         await failed.wait()
         await world.subscribe(**ONE)
@@ -228,6 +228,38 @@ async def test_a_tick_in_an_earlier_session_knows_what_others_changed(tmp_path: 
         assert gate.requests == 1, "a subscriber that was paused gets a webhook"
         gate.is_open.set()
         await wait_until(world, lambda: not worker.ownership.is_held)
+
+
+async def test_a_tick_waits_until_the_rest_of_another_one_has_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a release would leave locks of a server that nobody knows of."""
+    letting_go, goes_on, gate = asyncio.Event(), asyncio.Event(), Gate()
+    ends: list[str] = []
+    async with opened(tmp_path) as world:
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        await world.generate()
+        worker, release = world.app.worker, world.app.worker.ownership.release
+
+        async def release_slowly() -> None:
+            ends.append("begun")
+            letting_go.set()
+            await goes_on.wait()
+            await release()
+            ends.append("done")
+
+        await tick_until_asked(world, gate)
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.ownership, "release", release_slowly)
+            gate.is_open.set()
+            await letting_go.wait()
+            tick = asyncio.create_task(worker.tick(20))
+            await world.get("/v1/events")
+            goes_on.set()
+            await tick
+        assert ends == ["begun", "done"] * 2
+        assert not worker.ownership.is_held
 
 
 async def test_a_step_that_fails_in_a_tick_ends_neither_the_others_nor_the_tick(

@@ -180,6 +180,29 @@ async def test_who_is_due_or_refreshed_while_a_question_hangs_follows_it(tmp_pat
         assert min((await planned(world)).values()) > world.clock.now
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_more_than_may_follow_a_question_that_hangs_get_another_one(
+    tmp_path: Path, *, is_shared: bool
+) -> None:
+    count = generations.SHARERS_MAX + 3
+    async with opened(tmp_path, public_url=None) as world:
+        await share(world, count)
+        hanging = DelayedAnswer(WORKING)
+        world.upstream.poll_replies.extend([hanging.reply] * 2)
+        world.clock.advance(60)
+        world.app.worker.poller.budget.is_shared = is_shared  # By other processes, in turn.
+        async with asking(world) as poller:
+            looks, next_at = 0, world.clock.now
+            while next_at <= world.clock.now + 1_000:
+                looks, world.clock.now = looks + 1, max(next_at, world.clock.now)
+                assert looks < 10, "it looks at the rows again and again"
+                _, next_at = await poller.run_due(world.clock.now)
+                next_at = next_at or 2**62
+            assert len(poller.in_flight) == count
+            hanging.release()
+        assert world.upstream.polls == ["shared"] * 2
+
+
 async def test_who_becomes_due_once_the_answer_has_come_is_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from service.generations.poll import Poller
 from service.model.errors import StorageError
 from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, queue_answers, tick_until_asked
 
 
 async def wait_until_working(world: Harness) -> None:
@@ -75,6 +76,58 @@ async def test_a_step_that_backs_off_does_not_delay_the_next_try_for_the_right(
             while worker.session is lost:
                 await world.get("/v1/events")
         await wait_until_working(world)
+        await stop_worker(world)
+
+
+async def test_a_worker_takes_over_once_the_tick_of_its_own_process_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, waiting, take_over = Gate(), list[int](), Poller.take_over
+
+    async def note(poller: Poller, now: int) -> None:
+        waiting.append(gate.waiting)
+        await take_over(poller, now)
+
+    monkeypatch.setattr(Poller, "take_over", note)
+    async with opened(tmp_path) as world:
+        queue_answers(world, gate)
+        await world.subscribe()
+        await world.generate()
+        worker = world.app.worker
+        tick = asyncio.create_task(worker.tick(60))
+        await gate.wait_for(1)
+        worker.start()
+        for _ in range(20):
+            await world.get("/v1/events")
+        assert worker.dispatcher.is_open
+        gate.is_open.set()
+        assert (await tick).attempted == 1
+        await wait_until_working(world)
+        assert waiting == [0]
+        assert len(world.subscribers.webhooks) == 1, "the worker repeats what the tick does"
+        await stop_worker(world)
+
+
+async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_tick(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe()
+        await world.generate()
+        worker = world.app.worker
+        await tick_until_asked(world, gate)  # The rest of it is a task of its own.
+        gate.is_open.set()
+        while worker.ownership.is_held:
+            await world.get("/v1/events")
+        worker.start()
+        await wait_until_working(world)
+        session = worker.session
+        await worker.tick(20)
+        assert worker.session is session
+        assert worker.dispatcher.is_open
+        assert worker.ownership.is_held
         await stop_worker(world)
 
 

@@ -1,0 +1,157 @@
+"""The right to work on the database, which one process has, and its session."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+
+from service.context import Context, wait_for
+from service.delivery.target import Sender
+from service.generations.poll import Poller
+from service.generations.submit import Submitter
+from service.session import Session
+from service.store import retention
+from service.store.database import Ownership
+from service.telemetry import log
+
+_log = log.get()
+RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
+
+
+class Right:
+    """The right of this process to work, with the session that begins and ends with it.
+
+    The loops, ticks and drives use it, one at a time. A tick beside the loops works in their
+    session. Submitter and poller outlive sessions; they hold the requests under way.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        ownership: Ownership,
+        sender: Sender,
+        submitter: Submitter,
+        poller: Poller,
+        stopping: asyncio.Event,
+    ) -> None:
+        self.context = context
+        self.ownership = ownership
+        self.sender = sender
+        self.submitter, self.poller = submitter, poller
+        self.stopping = stopping
+        # How far retention has deleted. It may be out of date: deleted rows stay deleted.
+        self._sweep = retention.Sweep()
+        self.steps_under_way: set[asyncio.Task[int | None]] = set()  # Some outlive their tick.
+        self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        self._lock = asyncio.Lock()  # Held while a session begins or ends, and by ticks and drives.
+        self._has_loops = False  # Whether the session is that of the loops.
+        self.session = self.new_session()  # Not open: it takes and starts nothing.
+
+    def new_session(self) -> Session:
+        """Return a session that is not open."""
+        requests = (self.submitter, self.poller)
+        return Session(self.context, self.ownership, self.sender, *requests, self._sweep)
+
+    @asynccontextmanager
+    async def hold(self, shards: Callable[[], Collection[int]]) -> AsyncIterator[Session | None]:
+        """Within, a tick or a drive works in a session; None if another process has the right.
+
+        It takes the free ones of `shards`, which are asked for once nothing else works here.
+        Requests that are under way by the end go on; after them the session ends.
+        """
+        async with self._lock:
+            if not self._has_loops:
+                session = await self._begin(shards)
+                try:
+                    yield session
+                finally:
+                    if session is not None:
+                        await self._end()
+                return
+        yield self.session if self.ownership.is_held else None
+
+    async def begin_loops(self) -> bool:
+        """Begin the session of the loops; False while another process has the right.
+
+        A tick that works here ends first.
+        """
+        async with self._lock:
+            self._has_loops = await self._begin(None) is not None
+            return self._has_loops
+
+    async def end_loops(self) -> None:
+        """Throw the session away, then let other processes work; not the session of a tick."""
+        async with self._lock:
+            if self._has_loops:
+                self._has_loops = False
+                await self._close()
+
+    async def settle(self) -> None:
+        """Wait for all submissions, polls and attempts under way."""
+        await self.submitter.settle()
+        await self.poller.settle()
+        await self.session.dispatcher.settle()
+
+    async def _begin(self, shards: Callable[[], Collection[int]] | None) -> Session | None:
+        """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
+        if self.ending is not None and self.ending.cancel():
+            await asyncio.wait([self.ending])
+        self.ending = None
+        # Ticks of processes that know nothing of each other's polls take turns.
+        is_in_turn = shards is not None and self.context.settings.worker == "off"
+        was_held = self.ownership.is_held
+        try:
+            if not await self.ownership.acquire(None if shards is None else shards()):
+                return None
+            if not was_held:
+                await self.session.close()  # A session that lost its right is still open.
+                self.session = self.new_session()
+                if is_in_turn:
+                    self.poller.budget.begin_turn(self.context.clock())
+            self.session.resume(is_in_turn=is_in_turn)
+        except BaseException:
+            await self._end()
+            raise
+        return self.session
+
+    async def _end(self) -> None:
+        """End the session, now or once the requests under way have ended."""
+        self.session.pause()
+        in_flight = (*self.submitter.in_flight, *self.poller.in_flight, *self.steps_under_way)
+        is_settled = self.session.dispatcher.is_settled and not in_flight
+        if is_settled and not self.session.debt_seconds():
+            await self._close()
+        else:
+            self.ending = asyncio.create_task(self._finish(), name="rest of a tick")
+
+    async def _finish(self) -> None:
+        """Wait for the requests under way, then end the session.
+
+        The next tick cancels the wait and goes on in the session. It does not cancel the end, which
+        has the lock: half of it would leave locks that nobody knows of.
+        """
+        try:
+            await self._rest()
+        except asyncio.CancelledError:
+            if not self.stopping.is_set():
+                raise
+        except Exception:  # noqa: BLE001  the rows are still due, and another process may work
+            _log.exception("worker.step_failed", step="the rest of a tick")
+        async with self._lock:
+            await self._close()
+
+    async def _rest(self) -> None:
+        dispatcher = self.session.dispatcher
+        if self.steps_under_way:
+            await asyncio.wait(self.steps_under_way)
+        await self.settle()
+        while not (dispatcher.is_settled or self.stopping.is_set()):
+            await wait_for(self.stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
+            await dispatcher.run_due(self.context.clock())
+            await self.settle()
+        await wait_for(self.stopping, self.session.debt_seconds())
+
+    async def _close(self) -> None:
+        try:
+            await self.session.close()
+        finally:
+            await self.ownership.release()
