@@ -126,13 +126,13 @@ class Right:
     async def _finish(self) -> None:
         """Wait for the requests under way, then end the session.
 
-        The next tick cancels the wait and goes on in the session. It does not cancel the end, which
-        has the lock: half of it would leave locks that nobody knows of.
+        Whoever begins next has the lock, cancels the wait and goes on in the session. The end has
+        the lock as well: half of it would leave locks on shards that nobody knows of.
         """
         try:
             await self._rest()
-        except asyncio.CancelledError:
-            if not self.stopping.is_set():
+        except asyncio.CancelledError:  # At a stop, too: then the session ends now.
+            if self._lock.locked():
                 raise
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work
             _log.exception("worker.step_failed", step="the rest of a tick")

@@ -190,6 +190,20 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert [row["status"] for row in page["data"]] == ["delivered"]
 
 
+async def test_a_tick_at_a_stop_waits_for_nobody_who_waits_for_it(tmp_path: Path) -> None:
+    async with driven(tmp_path, drive_seconds=0.1) as world:
+        queue_answers(world, Gate())  # It stays shut: the receiver hangs.
+        await world.subscribe()
+        await world.generate()
+        await driving(world.app)
+        right = world.app.worker.right
+        assert right.ending is not None
+        right.stopping.set()
+        async with asyncio.timeout(10):
+            await world.app.worker.tick(1)
+        assert works(world.app), "the attempt goes on until the process ends"
+
+
 async def test_a_request_shares_the_turn_of_one_that_waits_for_a_receiver(tmp_path: Path) -> None:
     async with driven(tmp_path) as world:
         gate = Gate()
