@@ -11,6 +11,7 @@ from service.generations.poll import Poller
 from service.model.errors import StorageError
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
+from tests.journeys.test_drives import works
 
 
 async def wait_until_working(world: Harness) -> None:
@@ -119,7 +120,7 @@ async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_ti
         worker = world.app.worker
         await tick_until_asked(world, gate)  # The rest of it is a task of its own.
         gate.is_open.set()
-        while worker.ownership.is_held:
+        while works(world.app):
             await world.get("/v1/events")
         worker.start()
         await wait_until_working(world)
@@ -127,7 +128,7 @@ async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_ti
         await worker.tick(20)
         assert worker.session is session
         assert worker.dispatcher.is_open
-        assert worker.ownership.is_held
+        assert works(world.app)
         await stop_worker(world)
 
 
