@@ -59,19 +59,21 @@ def _find_problem(path: str) -> str | None:
 
 def _find_loss(path: str) -> str | None:
     index, log = f"{path}-shm", f"{path}-wal"
+    lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
+    is_open, has_index = lock != fcntl.F_UNLCK, _find_lock(index, _INDEX_BYTE, 1) != fcntl.F_UNLCK
+    if is_open and has_index and Path(log).exists():
+        return None if _has_magic(path) else _CUT
+    if not (is_open or has_index) and _size_of(path):
+        return None  # No process has it open, nor its index.
+    # To list the locks of all processes takes some 10 ms, so only what is odd or new is worth it.
     for deleted, process in _list_deleted():
         if deleted in (path, log, index):
             return _describe_loss(path, deleted, f"process {process}")
     # What else the locks tell, also of a process of another user or container:
-    lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
-    if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
-        is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
-        return _describe_loss(path, index) if is_lost else _find_emptiness(path, log)
-    if lock == fcntl.F_UNLCK:
-        return _describe_loss(path, path)
-    if not Path(log).exists():
-        return _describe_loss(path, log)
-    return None if _has_magic(path) else _CUT
+    if has_index:
+        return _describe_loss(path, log if is_open else path)
+    is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
+    return _describe_loss(path, index) if is_lost else _find_emptiness(path, log)
 
 
 def _describe_loss(path: str, deleted: str, user: str = "a process") -> str:
