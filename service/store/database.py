@@ -67,10 +67,11 @@ class Transaction(Protocol):
     def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of such a SELECT, one row in memory at a time."""
 
-    def charge(self, tenant: str, rows: int) -> None:
-        """Charge a tenant for rows, before a unit writes many: they decide its turns.
+    def charge(self, rows: Mapping[str, int]) -> None:
+        """Charge tenants for rows, before a unit writes many: they decide the tenants' turns.
 
-        A batched unit may end here, and run again for fewer of its items.
+        One call for all rows that the unit knows of: on PostgreSQL a batched unit may end here, and
+        from their number follows with how many of its items it runs again.
         """
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:

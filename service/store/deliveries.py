@@ -64,8 +64,7 @@ async def insert(
 ) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
     if len(targets) >= MANY:  # Before anything is made for them: they may be too many.
-        for tenant, count in Counter(event.tenant for event, _, _ in targets).items():
-            tx.charge(tenant, count)
+        tx.charge(Counter(event.tenant for event, _, _ in targets))
     new = [(new_due(e, s, tx.now, "scheduled"), due_at) for e, s, due_at in targets]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
     await tx.many("deliveries_insert", rows)

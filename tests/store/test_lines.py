@@ -298,7 +298,7 @@ def record_groups(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Item]]:
 async def fan_out(tx: Transaction, tenants: Sequence[str]) -> list[None]:
     """A batched unit: those of the tenant `many` are owed to many."""
     for tenant in tenants:
-        tx.charge(tenant, HEAVY if tenant == "many" else 1)
+        tx.charge({tenant: HEAVY if tenant == "many" else 1})
     return [None] * len(tenants)
 
 

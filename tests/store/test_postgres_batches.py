@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageBusyError
-from service.store import write_queue
+from service.model.event import Event
+from service.store import deliveries, write_queue
 from service.store.database import Transaction
 from service.store.postgres import Database
 from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
-from service.store.postgres.transaction import ROWS_MAX
+from service.store.postgres.transaction import ROWS_MAX, TooManyRowsError
+from service.store.postgres.transaction import Transaction as PostgresTransaction
 from tests.store.test_postgres import database, increment, number, until
 
 __all__ = ["database"]  # The fixture.
@@ -101,7 +103,7 @@ class Fan:
     async def unit(self, tx: Transaction, items: Sequence[tuple[str, int]]) -> list[str]:
         self.tries.append(len(items))
         for tenant, rows in items:
-            tx.charge(tenant, rows)
+            tx.charge({tenant: rows})
         self.batches.append([tenant for tenant, _ in items])
         return self.batches[-1]
 
@@ -118,6 +120,28 @@ async def test_a_batch_of_too_many_rows_runs_with_fewer_items_and_the_others_lat
     assert fan.tries[0] == 100
     assert max(map(len, fan.batches)) * 1_000 <= ROWS_MAX
     assert fan.tries[-10:] == [1] * 10  # By then it is known how many rows each writes.
+
+
+async def test_a_batch_that_charges_item_by_item_is_tried_a_few_times(database: Database) -> None:
+    """Its unit ends just above ROWS_MAX each time, so it never tells how many rows it has."""
+    fan = Fan()
+    tenants = [f"t{number}" for number in range(500)]
+    writes = [fan.write(database, tenant, 11) for tenant in tenants]
+    assert await asyncio.gather(*writes) == tenants
+    assert len(fan.tries) - len(fan.batches) == 1
+    assert max(map(len, fan.batches)) * 11 <= ROWS_MAX
+
+
+async def test_a_batch_is_charged_for_all_tenants_before_it_ends() -> None:
+    of_ping: dict[str, Any] = {"type": "ping", "generation_id": None, "created_at": 0, "body": b""}
+    events = [Event(id=f"evt_{n}", tenant=f"t{n}", **of_ping) for n in range(100)]
+    nobody: Any = None  # It ends before it makes a delivery for a subscriber.
+    targets = [(event, nobody, 0) for event in events for _ in range(ROWS_MAX // 50)]
+    tx = PostgresTransaction(None, 0, frozenset())
+    tx.has_many_items = True
+    with pytest.raises(TooManyRowsError) as raised:
+        await deliveries.insert(tx, targets)
+    assert raised.value.rows == 2 * ROWS_MAX
 
 
 async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: Database) -> None:

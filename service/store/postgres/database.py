@@ -206,12 +206,13 @@ class Database(Writes):
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than ROWS_MAX rows, the last ones wait for their next turn.
+        If they would write more than ROWS_MAX rows, the last ones wait for their next turn. At least
+        half of them do: the rows of the first ones are not known, only those of all.
         """
         try:
             await self._run_batch(batch)
         except TooManyRowsError as error:
-            few = max(len(batch) * ROWS_MAX // error.rows, 1)
+            few = max(min(len(batch) // 2, len(batch) * ROWS_MAX // error.rows), 1)
             self._queue.put_back(batch[few:])
             await self._commit(batch[:few])
             return

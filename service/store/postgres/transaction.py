@@ -138,12 +138,12 @@ class Transaction:
         """Call `do` on the event loop after the commit."""
         self.after.append((do, args))
 
-    def charge(self, tenant: str, rows: int) -> None:
-        """Count rows that are written on account of a tenant, where they may be many.
+    def charge(self, rows: Mapping[str, int]) -> None:
+        """Count rows that are written on account of tenants, where they may be many.
 
         TooManyRowsError if they are too many for a batch of several items.
         """
-        self.charged[tenant] += rows
+        self.charged.update(rows)
         if self.has_many_items and (total := self.charged.total()) > ROWS_MAX:
             raise TooManyRowsError(total)
 

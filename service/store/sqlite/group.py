@@ -78,11 +78,10 @@ class Transaction:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
 
-    def charge(self, tenant: str, rows: int) -> None:
-        """Count rows that are written on account of a tenant, where they may be many."""
-        if self.charged is None:
-            self.charged = Counter()
-        self.charged[tenant] += rows
+    def charge(self, rows: Mapping[str, int]) -> None:
+        """Count rows that are written on account of tenants, where they may be many."""
+        self.charged = Counter(self.charged)
+        self.charged.update(rows)
 
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
         sql, bind, _ = statements()[name]
