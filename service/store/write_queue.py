@@ -5,6 +5,7 @@ No caller waits longer than WAIT_SECONDS, whatever the disk does.
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 
 from service.model.errors import StorageBusyError
@@ -22,10 +23,10 @@ class Queue:
     def __init__(self, items_max: int, bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self.items_max = items_max
         self.bytes_max = bytes_max
-        self.writers = 1  # Commits that run at the same time.
-        self.is_stalled = False  # Callers of as many commits have stopped waiting.
+        self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
-        self._committing: dict[Item, Item] = {}  # With one that stands for its commit.
+        self._committing: set[Item] = set()
+        self._ended_at = -math.inf  # When the last commit ended, by the loop's clock.
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()  # Set when items leave; `settle` waits for it.
@@ -34,11 +35,9 @@ class Queue:
         return len(self._waiting)
 
     def put(self, item: Item) -> None:
-        """Add an item. StorageBusyError if the queue is full or stalled, unless it is `always`."""
+        """Add an item. StorageBusyError if the queue is full, unless it is `always`."""
         held_bytes = self._held_bytes + item.held_bytes
         if not item.always:
-            if self.is_stalled:
-                raise StorageBusyError(STALLED)
             # One body may be larger than the bound: it is admitted if it is the only one.
             is_over = held_bytes > self.bytes_max and self._held_bytes > 0
             if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
@@ -53,27 +52,20 @@ class Queue:
     def take(self) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish` or `put_back`."""
         taken = self._waiting.take()
-        if taken:
-            self.begin(taken)
+        self._committing.update(taken)
         return taken
-
-    def begin(self, items: Sequence[Item]) -> None:
-        """Note that these items, all or some of those taken, are one commit."""
-        self._committing.update(dict.fromkeys(items, items[0]))
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put items that were taken, and did not run, back to the front of their lines."""
-        for item in items:
-            del self._committing[item]
+        self._committing.difference_update(items)
         self._waiting.put_back(items)
 
     def finish(self, items: Sequence[Item]) -> None:
         """End the commit of items that were taken."""
         self._release(items)
         self._waiting.learn(items)
-        for item in items:
-            del self._committing[item]
-        self.is_stalled = False
+        self._committing.difference_update(items)
+        self._ended_at, self.is_stalled = asyncio.get_running_loop().time(), False
         self._ended.set()
 
     async def settle(self) -> None:
@@ -103,11 +95,11 @@ class Queue:
         def is_late(item: Item) -> bool:
             return item.ends_at <= now
 
-        hanging = {commit for item, commit in self._committing.items() if is_late(item)}
-        self.is_stalled |= len(hanging) >= self.writers
         dropped = self._waiting.drop(is_late)
         self._ended.set()
-        for item in (*filter(is_late, self._committing), *dropped):
+        late = [*filter(is_late, self._committing), *dropped]
+        self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
+        for item in late:
             if not item.future.done():
                 item.future.set_exception(StorageBusyError(STALLED))
         self._release(dropped)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from service.model.errors import StorageError
+from service.model.errors import StorageBusyError, StorageError
 from service.store.database import AfterCommit, T, Transaction, Unit
 from service.store.item import Item
 from service.store.write_queue import STALLED, Queue
@@ -72,11 +72,11 @@ class Writes:
     async def write_problem(self) -> str | None:
         """Return why commits fail, or None. It tries a commit if there was none lately."""
         now = asyncio.get_running_loop().time()
-        if self._queue.is_stalled:
+        if self._queue.is_stalled and not self._may_start(_touch):
             return STALLED
         if now - self._failed_at < FAILING_SECONDS:
             return self._failure
-        if now - self._committed_at < PROBE_SECONDS:
+        if not self._queue.is_stalled and now - self._committed_at < PROBE_SECONDS:
             return None
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._try_commit())
@@ -92,6 +92,8 @@ class Writes:
     def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
+        if self._queue.is_stalled and not (item.always or self._may_start(item.unit)):
+            raise StorageBusyError(STALLED)
         self._queue.put(item)
         if not may_wait:
             if item.unit not in self._full:
@@ -100,6 +102,10 @@ class Writes:
             loop = asyncio.get_running_loop()
             self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
         return item.future
+
+    def _may_start(self, _unit: object) -> bool:
+        """Whether a commit of the unit may start although none has ended for WAIT_SECONDS."""
+        return False
 
     # For the task that commits.
 

@@ -1,14 +1,14 @@
 """Commits on PostgreSQL: batches of a unit, how much one may write, and writers that hang."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from service.model.errors import StorageBusyError
 from service.model.event import Event
-from service.store import deliveries, write_queue
+from service.store import deliveries, write_queue, writes
 from service.store.database import Transaction
 from service.store.postgres import Database
 from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
@@ -170,43 +170,102 @@ async def test_tenants_have_turns_by_the_rows_that_their_units_write(database: D
     assert fan.batches[0].count("few") == 50
 
 
-async def give_up(database: Database, unit: Any, count: int) -> None:
-    """Let the callers of so many units, which hang in commits, stop waiting."""
+@pytest.fixture
+async def hang() -> AsyncIterator[Any]:
+    """A unit that hangs until the end of the test, as one that waits for a row."""
+    may_end = asyncio.Event()
+
+    async def hang(_tx: Transaction) -> None:
+        await may_end.wait()
+
+    yield hang
+    may_end.set()
+
+
+async def give_up(*writes: Any) -> None:
+    """Wait until the callers of these writes have stopped waiting."""
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result) for result in results] == [StorageBusyError] * len(writes)
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 0.05)
+
+
+async def test_commits_that_hang_refuse_no_write_while_a_writer_is_free(
+    database: Database, hang: Any
+) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
-        writes = [database.write(unit) for _ in range(count)]
-        results = await asyncio.gather(*writes, return_exceptions=True)
-    assert [type(result) for result in results] == [StorageBusyError] * count
-
-
-async def test_one_commit_that_hangs_refuses_no_write_while_other_writers_are_free(
-    database: Database,
-) -> None:
-    may_end = asyncio.Event()
-
-    async def hang(_tx: Transaction) -> None:
-        await may_end.wait()
-
-    try:
-        await give_up(database, hang, WRITERS_MAX - 1)
-        assert await database.write(increment) == 0
-        assert await database.write_problem() is None
-    finally:
-        may_end.set()
-
-
-async def test_writes_are_refused_while_every_writer_hangs(database: Database) -> None:
-    may_end = asyncio.Event()
-
-    async def hang(_tx: Transaction) -> None:
-        await may_end.wait()
-
-    try:
-        await give_up(database, hang, WRITERS_MAX)
-        with pytest.raises(StorageBusyError, match="in time"):
-            database.write(increment)
-        assert await database.write_problem() == write_queue.STALLED
-    finally:
-        may_end.set()
-    await until(lambda: not database._queue.is_stalled)
+        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX - 1)))
+    assert database._queue.is_stalled
     assert await database.write(increment) == 0
+    assert await database.write_problem() is None
+
+
+async def test_a_commit_that_hangs_is_no_problem_beside_one_that_ended_later(
+    database: Database, hang: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 1.0)
+    hanging = database.write(hang)
+    await until(lambda: bool(database._commits))
+    assert await database.write(increment) == 0
+    await give_up(hanging)
+    assert not database._queue.is_stalled
+
+
+async def test_readiness_tries_a_commit_while_others_hang_and_a_writer_is_free(
+    database: Database, hang: Any, short_wait: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await database.write(increment) == 0
+    monkeypatch.setattr(writes, "_touch", hang)
+    await give_up(database.write(hang))
+    assert await database.write_problem() == write_queue.STALLED
+    assert len(database._commits) == 2
+
+
+async def test_writes_are_refused_while_every_writer_hangs(database: Database, hang: Any) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
+        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX)))
+    with pytest.raises(StorageBusyError, match="in time"):
+        database.write(increment)
+    assert await database.write_problem() == write_queue.STALLED
+
+
+async def test_what_is_never_given_up_hides_no_writers_that_hang(
+    database: Database, hang: Any, short_wait: None
+) -> None:
+    """Upstream's answers to submissions wait for as long as it takes."""
+    always = [database.write_always(hang) for _ in range(WRITERS_MAX)]
+    await until(lambda: len(database._commits) == WRITERS_MAX)
+    await give_up(database.write(increment))
+    with pytest.raises(StorageBusyError, match="in time"):
+        database.write(increment)
+    assert not any(write.done() for write in always)
+
+
+async def test_a_unit_whose_batches_all_hang_is_refused_while_nothing_is_committed(
+    database: Database, short_wait: None
+) -> None:
+    """Callbacks alone never use every writer."""
+    held = Held()
+    try:
+        await give_up(*await fill(database, held))
+        with pytest.raises(StorageBusyError, match="in time"):
+            database.write_batched(held.unit, "refused")
+        assert await database.write(increment) == 0
+    finally:
+        held.may_end.set()
+
+
+async def test_writes_go_on_once_a_commit_ends(database: Database, short_wait: None) -> None:
+    held = Held()
+    try:
+        await give_up(*await fill(database, held))
+        assert database._queue.is_stalled
+    finally:
+        held.may_end.set()
+    await until(lambda: not database._queue.is_stalled)
+    assert await database.write_batched(held.unit, "stored") == "stored"

@@ -70,10 +70,9 @@ class Database(Writes):
         self._clock = clock
         self._pool_size = connections - 1
         # One connection is left to the order of events and to notices.
-        writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
-        self._turns = Turns(self._pool_size - writers - 1)
-        self._writers = asyncio.Semaphore(writers)
-        self._queue.writers = writers
+        self._writers_max = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
+        self._turns = Turns(self._pool_size - self._writers_max - 1)
+        self._writers = asyncio.Semaphore(self._writers_max)
         self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
@@ -190,12 +189,15 @@ class Database(Writes):
                 self._full.add(unit)
                 continue
             await self._writers.acquire()
-            self._queue.begin(batch)
             task = asyncio.create_task(self._commit(batch), name="commit")
             self._commits[task] = unit
             task.add_done_callback(self._finish_commit)
         self._queue.put_back(left)
         return not left
+
+    def _may_start(self, unit: object) -> bool:
+        # The commits that hang may wait for rows, and a writer is free for others.
+        return len(self._commits) < self._writers_max and unit not in self._full
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         del self._commits[task]
@@ -206,8 +208,8 @@ class Database(Writes):
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than ROWS_MAX rows, the last ones wait for their next turn. At least
-        half of them do: the rows of the first ones are not known, only those of all.
+        If they would write more than ROWS_MAX rows, the last ones wait for their next turn: half of
+        them at least, since the rows of the first ones are not known, only those of all.
         """
         try:
             await self._run_batch(batch)
