@@ -146,8 +146,11 @@ class Database(Protocol):
     def hand_over(self, id_: str) -> bool:
         """Return whether this process holds the shard of the id; if not, notify its holder."""
 
-    async def order_events(self) -> None:
-        """Give every committed event its `seq`. To be called before events are read in order."""
+    async def order_events(self, seconds: float | None = None) -> None:
+        """Give every committed event its `seq`. To be called before events are read in order.
+
+        StorageError after `seconds`, or after the time of a read; what is ordered stays ordered.
+        """
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""

@@ -16,11 +16,15 @@ from functools import partial
 from typing import Any
 
 from service.model.clock import DAY, HOUR, SECOND
+from service.model.errors import StorageError
 from service.model.generation import CALLBACK_GRACE_MS
 from service.model.ids import first_id
 from service.store import stats, subscribers
 from service.store.database import Database, Transaction
 from service.store.rows import read_number
+from service.telemetry import log
+
+_log = log.get()
 
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata and bodies are deleted with each.
@@ -79,7 +83,7 @@ async def run_due(
 ) -> tuple[int, int]:
     """Delete one batch, if the sweep is due; return how many rows, and when the next is due."""
     if now >= sweep.fold_at:
-        await database.order_events()
+        await _order_events(database)
         sweep.fold_at = now + await _fold_usage(database)
     if now < sweep.next_at:
         return 0, min(sweep.next_at, sweep.fold_at)
@@ -91,6 +95,14 @@ async def run_due(
         sweep.stages.popleft()
     sweep.next_at = now if sweep.stages else now + SWEEP_INTERVAL_MS
     return deleted, min(sweep.next_at, sweep.fold_at)
+
+
+async def _order_events(database: Database) -> None:
+    """Order the events; what takes too long for one call is left to the next."""
+    try:
+        await database.order_events()
+    except StorageError as error:
+        _log.warning("events.unordered", error=str(error))
 
 
 async def _fold_usage(database: Database) -> int:

@@ -210,6 +210,20 @@ async def test_who_cleans_orders_the_events_that_nobody_reads(database: Database
         assert await seqs(connection) == [1]
 
 
+async def test_the_sweep_goes_on_while_the_events_cannot_be_ordered_in_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_order: Order, _pool: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Order, "extend", hang)
+    monkeypatch.setattr(database_module, "READ_SECONDS", 0.05)
+    sweep = retention.Sweep()
+    await retention.run_due(database, sweep, 30, START)
+    assert sweep.fold_at > START, "the usage was not added up"
+    assert sweep.stages, "no row would be deleted"
+
+
 async def test_a_copy_waits_until_all_events_are_ordered(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

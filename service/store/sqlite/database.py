@@ -105,7 +105,7 @@ class Database(Writes):
         """The version of the schema that this genhook needs."""
         return schema.latest()
 
-    async def order_events(self) -> None:
+    async def order_events(self, seconds: float | None = None) -> None:
         """Do nothing: on SQLite an event has its `seq` as soon as it is committed."""
 
     async def schema_problem(self) -> str | None:
