@@ -7,12 +7,12 @@ same kind. Kinds without an estimate count as UNKNOWN_ROWS. Heavy kinds have a l
 that a tenant's requests do not queue behind the tenant's webhooks.
 
 What an emptied line has written counts until the others have caught up, or nobody waits: a tenant
-with one heavy unit at a time is no new one each time. A heavy line is LEAD_ROWS behind the others:
-who now and then writes three rows would otherwise wait for a heavy unit of each other tenant.
+with one heavy unit at a time does not start afresh with each. A heavy line starts LEAD_ROWS later.
+Otherwise a tenant that now and then writes three rows would wait for a heavy unit of each other.
 """
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.store.item import HEAVY_ROWS, Item
@@ -69,9 +69,19 @@ class Lines:
         self._count += 1
 
     def put_back(self, items: Sequence[Item]) -> None:
-        """Make items that were taken, and have not run, the next ones of their lines."""
+        """Make items that were taken, and have not run, the next ones of their lines.
+
+        Their lines are not charged for them, and the virtual time is what it was before.
+        """
+        refunds: Counter[Line] = Counter()
         for item in reversed(items):
-            self._line_of(item, is_back=True).items.appendleft(item)
+            line = self._line_of(item, is_back=True)
+            line.items.appendleft(item)
+            refunds[line] += item.charged
+        self._turns = [(turn - refunds[line], at, line) for turn, at, line in self._turns]
+        heapq.heapify(self._turns)
+        starts = [turn - line.lead for turn, _, line in self._turns if line in refunds]
+        self._rows = min([self._rows, *starts])
         self._count += len(items)
 
     def take(self) -> list[Item]:
@@ -87,6 +97,7 @@ class Lines:
             if rows > room and taken:
                 break
             self._rows, room = turn - line.lead, room - rows
+            items[0].charged = rows
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
@@ -159,7 +170,7 @@ class Lines:
             del self._ends[next(iter(self._ends))]
 
     def _line_of(self, item: Item, *, is_back: bool = False) -> Line:
-        """Return the line of an item. is_back: it was taken, and has written nothing."""
+        """Return the line of an item. is_back: it was taken, so its line did not end."""
         key: _Kind = item.tenant, None
         if item.unit in self._counted and self._weights.get((item.tenant, item.unit)):
             key = item.tenant, item.unit
@@ -167,7 +178,8 @@ class Lines:
         if line is None:
             line = self._lines[key] = Line(key)
             self._arrivals += 1
-            end = self._ends.pop(key, 0)
-            turn = max(self._rows + line.lead, 0 if is_back else end)
+            start = self._rows + line.lead
+            end = self._ends.pop(key, start)
+            turn = end if is_back else max(start, end)
             heapq.heappush(self._turns, (turn, self._arrivals, line))
         return line

@@ -202,6 +202,27 @@ async def test_what_is_put_back_is_not_charged(waiting: Lines) -> None:
         waiting.put_back([mine])
 
 
+async def test_looks_that_run_nothing_change_no_turn(waiting: Lines) -> None:
+    """As while a unit has all of its batches in commits, on PostgreSQL."""
+    add(waiting, "a", 3 * lines.GROUP_MAX)
+    for _ in range(50):
+        waiting.put_back(waiting.take())
+    add(waiting, "b", 3 * lines.GROUP_MAX)
+    taken = counts(waiting.take())
+    assert taken["a", "light"] == taken["b", "light"] == lines.GROUP_MAX // 2
+
+
+async def test_what_has_run_is_charged_though_the_rest_is_put_back(waiting: Lines) -> None:
+    add(waiting, "b", 3 * lines.GROUP_MAX)
+    mine = add(waiting, "a", 100)
+    assert set(mine) < set(waiting.take())
+    waiting.put_back(mine[50:])
+    add(waiting, "a", lines.GROUP_MAX)
+    taken = counts(waiting.take())
+    ran = {"a": 50, "b": lines.GROUP_MAX - 100}  # Of the first group.
+    assert taken["a", "light"] + ran["a"] == pytest.approx(taken["b", "light"] + ran["b"], abs=1)
+
+
 async def test_the_emptied_lines_that_are_remembered_are_bounded(
     waiting: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
