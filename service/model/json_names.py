@@ -15,7 +15,9 @@ def find_repeated(body: bytes, decoded: Any) -> str | None:
     `decoded` holds each name once. If the body has no more colons, it is not read again: a colon
     stands behind each name, and those in texts are the same, unless one is written as an escape.
     """
-    if b"\\u00" not in body and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
+    if b"\\u003a" not in body.lower() and msgspec.json.encode(decoded).count(b":") == body.count(
+        b":"
+    ):
         return None
     try:
         text = json.loads(body, object_pairs_hook=_check_names)
