@@ -15,13 +15,14 @@ def find_repeated(body: bytes, decoded: Any) -> str | None:
     """Return a name that an object of the body has twice, also within a text that is all of it.
 
     `decoded` holds each name once. If the body has no more colons, it is not read again: a colon
-    stands behind each name, and those in texts are the same, unless one is written as an escape,
-    which in UTF-16 has zeros between its characters.
+    stands behind each name, and those in texts are the same, unless one may be written as an
+    escape, in which UTF-16 has zeros, and a text of JSON any escapes.
 
     ValueError or RecursionError if that cannot be found out, as of a body that is no UTF-8.
     """
-    may_have_escapes = b"\\u00" in body or b"\0" in body
-    if not may_have_escapes and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
+    is_plain = body.lstrip().startswith((b"{", b"[")) and b"\0" not in body
+    may_escape_colons = not is_plain or b"\\u003a" in body.lower()
+    if not may_escape_colons and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
         return None
     try:
         text = _read(body)

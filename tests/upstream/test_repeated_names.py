@@ -89,9 +89,17 @@ def test_an_escaped_colon_in_another_encoding_hides_no_repeated_name(encoding: s
     assert not report.is_proof
 
 
+@pytest.mark.parametrize("colon", ["\\u003a", "\\u005cu003a", "\\\\u003\\u0061"])
+def test_an_escaped_colon_in_a_text_of_json_hides_no_repeated_name(colon: str) -> None:
+    inner = (TWICE + b'"COLON"}').decode()
+    report = wire.read_callback(json.dumps(inner).replace("COLON", colon).encode())
+    assert report is not None
+    assert not report.is_proof
+
+
 @pytest.mark.parametrize("value", [b'"a\nb"', b"1" * 5_000], ids=["a raw line end", "digits"])
 def test_a_body_with_an_odd_value_and_each_name_once_is_proof(value: bytes) -> None:
-    body = b'{"taskId":"task1","status":"failed","url":"a\\u0026b","x":' + value + b"}"
+    body = b'{"taskId":"task1","status":"failed","url":"a\\u003ab","x":' + value + b"}"
     report = wire.read_callback(body)
     assert report is not None
     assert report.is_proof
