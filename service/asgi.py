@@ -116,7 +116,7 @@ class Entry:
 
 
 def _without_root_path(scope: Scope) -> Scope:
-    """Return the scope as if the service were mounted nowhere: by ASGI, paths begin with that.
+    """Return the scope without the path that the service is mounted at: ASGI's paths begin with it.
 
     Some servers leave it out: then the path stays as it is.
     """

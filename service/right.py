@@ -20,7 +20,7 @@ RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
 class Right:
     """The right of this process to work, with the session that begins and ends with it.
 
-    The loops, ticks and drives use it, one at a time. A tick beside the loops works in their
+    Loops, a tick or a drive have it, one at a time; but a tick beside running loops works in their
     session. Submitter and poller outlive sessions; they hold the requests under way.
     """
 
@@ -93,13 +93,13 @@ class Right:
 
     async def _begin(self, shards: Callable[[], Collection[int]] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
-        if self.ending is not None and self.ending.cancel():
-            await asyncio.wait([self.ending])
-        self.ending = None
         # Ticks of processes that know nothing of each other's polls take turns.
         is_in_turn = shards is not None and self.context.settings.worker == "off"
-        was_held = self.ownership.is_held
         try:
+            if self.ending is not None and self.ending.cancel():
+                await asyncio.wait([self.ending])
+            self.ending = None
+            was_held = self.ownership.is_held
             if not await self.ownership.acquire(None if shards is None else shards()):
                 return None
             if not was_held:
@@ -131,7 +131,8 @@ class Right:
         """
         try:
             await self._rest()
-        except asyncio.CancelledError:  # At a stop, too: then the session ends now.
+        except asyncio.CancelledError:
+            # By who has the lock, and goes on in the session; or by a stop: then it ends now.
             if self._lock.locked():
                 raise
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work

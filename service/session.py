@@ -63,7 +63,7 @@ class Session:
         self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempted_before = 0
         self._in_tick = False
-        self.is_over = asyncio.Event()  # Set: the loops end.
+        self.is_over = asyncio.Event()  # Set once the loops are to end: it wakes who backs off.
         self._sweep = sweep
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.

@@ -92,8 +92,10 @@ class Worker:
 
         The rows of cancelled work are due after a restart, as after a crash.
         """
-        own = [task for task in (self.task, *self.ticks.under_way) if task]
-        await _wait(own, ends_at)
+        own: set[asyncio.Task[Any]] = set()
+        while new := {task for task in (self.task, *self.ticks.under_way) if task} - own:
+            await _wait(new, ends_at)  # A drive may leave the rest of its work to another task.
+            own |= new
         requests = await self._wait_for_requests(ends_at)
         late = [task for task in (*own, *requests, *self.right.steps_under_way) if not task.done()]
         if late:

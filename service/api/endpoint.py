@@ -230,9 +230,10 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
-    if body and request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    codings = request.headers.get("content-encoding", "").lower().split(",")
+    if body and not {coding.strip() for coding in codings} <= {"", "identity"}:
         raise Problem(415, "unsupported_media_type", "Send the body without a Content-Encoding.")
-    if name := await reading.read(len(body), partial(_find_repeated_name, body)):
+    if name := await reading.read_of_client(len(body), partial(_find_repeated_name, body)):
         detail = f"An object of the body gives {name} twice: give each name once."
         raise Problem(400, "invalid_json", detail)
     return body

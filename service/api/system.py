@@ -5,11 +5,12 @@ from operator import itemgetter
 
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import unavailable
-from service.model.errors import StorageError
+from service.model.errors import SearchTooLongError, StorageError
 from service.store import stats
 from service.store.migrations import Newer
-from service.telemetry import metrics
+from service.telemetry import log, metrics
 
+_log = log.get()
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
 WORKERS_MAX = 1_000  # In a list.
@@ -50,16 +51,26 @@ async def readyz(call: Call) -> Answer:
 async def metrics_(call: Call) -> Answer:
     """GET /metrics, for Prometheus. Only the subscribers that wait longest have a label."""
     # A search of no tenant: any number of scrapes takes one reader.
-    ages = await call.database.search("", stats.oldest_undelivered)
+    try:
+        ages = await call.database.search("", stats.oldest_undelivered)
+    except SearchTooLongError as error:  # The other metrics are needed all the more.
+        _log.warning("metrics.incomplete", error=str(error))
+        for each in (metrics.owed_to, metrics.oldest, metrics.oldest_by_subscriber):
+            each.values.clear()
+        return _render(call)
     longest = heapq.nlargest(SUBSCRIBER_LABELS_MAX, ages.items(), key=itemgetter(1))
+    metrics.owed_to.set(len(ages))
+    metrics.oldest.set(max(ages.values(), default=0.0))
+    metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
+    return _render(call)
+
+
+def _render(call: Call) -> Answer:
     dispatcher = call.parts.dispatcher
     metrics.write_queue.set(call.database.queued)
     metrics.shards.set(len(call.parts.ownership.shards))
     metrics.in_flight.set(dispatcher.slots.in_use)
     metrics.backlog.set(sum(lane.waiting for lane in dispatcher.lanes.values()))
-    metrics.owed_to.set(len(ages))
-    metrics.oldest.set(max(ages.values(), default=0.0))
-    metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
     return Answer(
         metrics.render(call.context.role), media_type="text/plain; version=0.0.4; charset=utf-8"
     )

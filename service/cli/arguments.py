@@ -178,10 +178,12 @@ def parse_json_object(text: str) -> dict[str, Any]:
     from service.model.json_names import find_repeated
 
     value: Any = None
+    name: str | None = None
     with contextlib.suppress(ValueError, RecursionError):  # No JSON, or nested too deeply.
-        value = msgspec.json.decode(text)
+        decoded = msgspec.json.decode(text)
+        name, value = find_repeated(text.encode(), decoded), decoded
     check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
-    check(find_repeated(text.encode(), value) is None, "a JSON object with every name once")
+    check(name is None, "a JSON object with every name once")
     return dict(value)
 
 

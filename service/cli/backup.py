@@ -47,7 +47,7 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         except (OSError, sqlite3.Error) as error:
             raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
         finally:
-            with contextlib.suppress(OSError):  # It may not exist.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 partial.unlink()
     size_bytes = target.stat().st_size
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}

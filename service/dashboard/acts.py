@@ -105,7 +105,7 @@ ACTS = (
         "submit",
         "Ask upstream now",
         f"{_GENERATION}/refresh",
-        "Upstream was asked, if it could be: the timeline has its answer.",
+        "Upstream was asked, if it could be. This is what is known now.",
     ),
     Act(
         "/generations/{id}/cancel",
@@ -185,6 +185,16 @@ ACTS = (
         f"{_SUBSCRIBER}/rotate-secret",
         read=lambda _form: {},
         warning="The old secret signs beside the new one for a day. Then it is gone.",
+        result="secret_rotated.html",
+    ),
+    Act(
+        "/subscribers/{id}/replace-secret",
+        "manage",
+        "Replace the secret",
+        f"{_SUBSCRIBER}/rotate-secret",
+        read=lambda _form: {"overlap_seconds": 0},
+        warning="For a secret that has leaked or is lost. The old one signs nothing any more: the "
+        "receiver refuses every webhook until it has the new one.",
         result="secret_rotated.html",
     ),
     Act(

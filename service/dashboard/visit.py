@@ -69,7 +69,8 @@ class Visit:
     @property
     def is_of_another_sign_in(self) -> bool:
         """Whether an open page asks whose reader is not signed in any more, but somebody else."""
-        return self.request.headers.get("x-form-token", self.token) != self.token
+        token = self.request.headers.get("x-form-token")
+        return token is not None and not self.site.signatures.is_token(self.id_, token)
 
     @property
     def path(self) -> str:
@@ -101,7 +102,8 @@ class Visit:
         """The name of the act that led here a moment ago, as `redirect_after` named it."""
         query = self.request.query_params
         at = query.get("at", "")
-        is_new = at.isdecimal() and len(at) < 20 and 0 <= self.now - int(at) < NOTICE_MS
+        # Another process may have sent the browser here, whose clock is ahead.
+        is_new = at.isdecimal() and len(at) < 20 and abs(self.now - int(at)) < NOTICE_MS
         return query.get("done", "") if is_new else ""
 
     def link(self, path: str = "", /, **query: str | None) -> str:
@@ -212,7 +214,8 @@ class Visit:
 
     def redirect_after(self, done: str, path: str, **query: str) -> Response:
         """Send the browser to a page that says once what was done: an act by its name."""
-        return self.redirect(path, done=done, at=str(self.now), **query)
+        now = self.site.context.clock()  # The act may have taken long.
+        return self.redirect(path, done=done, at=str(now), **query)
 
     def redirect(self, path: str = "", **query: str) -> Response:
         """Send the browser to another page; let an open page that asks for a part reload itself."""

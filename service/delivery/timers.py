@@ -7,7 +7,7 @@ OUTDATED_MIN = 1_000  # Besides one for each name: more outdated entries are dro
 
 
 class Timers:
-    """The earliest time for each name, such as a lane's; of the empty name, all times.
+    """One time for each name, the earliest that was set; the empty name keeps all of its times.
 
     A heap, in which entries stay that an earlier one has replaced: a lane that rests for a day is
     looked at each minute, and each look would leave one until the rest ends.

@@ -103,15 +103,16 @@ class Poller:
             # Upstream asked another process for the pause, or a submission.
             return 0, self._next_token_at(now)
         chosen = self._in_order(confirmations, polls, free)
-        allowed = free
+        allowed = missing = free
         if self.budget.is_shared:
             missing = self._questions.missing({*map(self._key, chosen)})
             allowed = await self._reserve(min(free, missing))
         started = self._start_due(chosen, allowed, {generation.id for generation in confirmations})
         for sharer in sharers:
             self._follow(sharer)
-        self._unused_until = 0 if started == free else now + MINUTE
-        if started == free:
+        is_spent = started == (allowed if missing else free)
+        self._unused_until = 0 if is_spent else now + MINUTE
+        if is_spent:
             return started, self._next_token_at(now)
         if started < len(chosen):
             return started, now  # Some follow or found no place: others may find one.

@@ -39,8 +39,7 @@ def _format_second(second: int) -> str:
 def parse_rfc3339(text: str, *, round_up: bool = False) -> int:
     """Return milliseconds since the epoch; ValueError unless `text` is in RFC 3339.
 
-    A finer time is rounded down. A bound that takes what is earlier, or the time itself and what is
-    later, has to be rounded up: no millisecond is then on the wrong side of it.
+    A finer time is rounded down. Round up a bound used as `< bound` or `>= bound`.
     """
     if not (match := _RFC3339.fullmatch(text)):
         raise ValueError("a time looks like 2026-11-22T18:20:00Z")

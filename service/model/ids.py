@@ -19,8 +19,8 @@ os.register_at_fork(after_in_child=_random.clear)  # Two processes must not use 
 def new_id(prefix: str, now: int | None = None, *, after: str | None = None) -> str:
     """Return a new id with the time `now`. Ids of one process sort in the order of the calls.
 
-    It also sorts behind `after`, an id of any process, even one whose clock is ahead; it may then
-    be ahead of the ids that follow.
+    It also sorts behind `after`, an id of any process, even one whose clock is ahead; later ids of
+    this process may then sort before it.
 
     The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1). If
     the clock steps back, or the count overflows, the id's time is later than `now`.

@@ -107,7 +107,7 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
             row["body"] = b""
         is_kept = room.fit(row)
         stored[position] = StoredCallback(verdict, state["last_poll_at"], is_kept)
-        if is_kept:  # Else the same body again is no duplicate: it may have to be kept.
+        if is_kept:  # A body that was not kept does not make the next one a duplicate.
             room.digests.add(digest)
             rows.append(row)
     await _insert_rows(tx, rows)

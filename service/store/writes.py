@@ -85,8 +85,8 @@ class Writes:
     async def _try_commit(self) -> str | None:
         try:
             await self.write(_touch)
-        except StorageError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001  nothing is stored, whatever the reason
+            return str(error) or repr(error)
         return None
 
     def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:

@@ -7,7 +7,11 @@ from service.model.clock import SECOND
 
 
 class Limiter:
-    """Counts in each period, by key. What it refuses is not counted, so its memory is bounded."""
+    """Counts in each period, by key.
+
+    What it refuses is not counted. So its memory is bounded where all calls of a period have one of
+    their keys in common, whose limit bounds the others.
+    """
 
     def __init__(self, period_ms: int = SECOND) -> None:
         self._period_ms = period_ms

@@ -1,5 +1,6 @@
 """Mistakes of people at the command line: none does another thing than was meant, unnoticed."""
 
+import argparse
 import http.server
 import json
 import re
@@ -18,6 +19,7 @@ import httpx
 import pytest
 
 from service.cli import calls, generations, main
+from service.cli.arguments import parse_json_object
 from service.cli.calls import UnreachableError
 from tests.cli import test_serve
 from tests.cli.test_main import COMMANDS, run, served
@@ -154,6 +156,17 @@ def test_what_is_ambiguous_or_wrong_is_refused_before_anything_is_sent(
     monkeypatch.setenv("GENHOOK_API_KEY", "ghk_own")
     monkeypatch.setattr(httpx.Client, "send", lambda *_, **__: pytest.fail("it was sent"))
     assert said in refused(line, capsys)
+
+
+def test_json_of_any_depth_is_read_or_refused() -> None:
+    refusals = set()
+    for depth in range(900, 1_001):  # Where names are looked for, the stack ends a little earlier.
+        text = '{"\\u0061": ' + "[" * depth + "]" * depth + "}"
+        try:
+            assert list(parse_json_object(text)) == ["a"]
+        except argparse.ArgumentTypeError as error:
+            refusals.add(str(error))
+    assert [text[:13] for text in refusals] == ["a JSON object"]
 
 
 # Answers

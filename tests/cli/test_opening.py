@@ -212,3 +212,32 @@ def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_w
     assert run(f"backup {user}-copy") == 1
     assert reason in capsys.readouterr().err or not user.exists()
     assert sorted(user.parent.iterdir()) == files
+
+
+@ON_LINUX
+def test_what_a_container_deletes_at_the_same_path_keeps_nobody_from_a_database_outside(
+    database: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("no mount namespace can be made: there is no unshare")
+    inside = tmp_path_factory.mktemp("inside")
+    code = (
+        "import pathlib, sqlite3, sys; path = pathlib.Path(sys.argv[1]);"
+        "connection = sqlite3.connect(path); connection.execute('PRAGMA journal_mode=WAL');"
+        "connection.execute('CREATE TABLE x (y)');"
+        "[each.unlink() for each in path.parent.iterdir()]; print('deleted', flush=True);"
+        "sys.stdin.read()"
+    )
+    # A mount namespace of its own is what makes a container here.
+    shell = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
+    paths = (str(inside), str(database.parent), sys.executable, code, str(database))
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", shell, "sh", *paths]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:  # noqa: S603  our own code
+        assert process.stdout
+        assert process.stderr
+        if process.stdout.readline() != b"deleted\n":
+            pytest.skip(f"no mount namespace can be made: {process.stderr.read()!r}")
+        assert not list(inside.iterdir())
+        assert run("migrate") == 0, capsys.readouterr().err
+        process.communicate()

@@ -60,6 +60,9 @@ async def offered(browser: Browser, act: Act, id_: str) -> str:
     if act.method == "PATCH":  # Pausing and disabling differ by what they send.
         assert act.read
         found = [each for each in found if f'"{act.read({})["status"]}"' in each]
+    if "rotate-secret" in act.api:  # So do rotating and replacing.
+        is_replaced = act.name == "subscribers.replace-secret"
+        found = [each for each in found if ('"overlap_seconds":0' in each) is is_replaced]
     [command] = found
     return command
 

@@ -2,7 +2,11 @@
 
 import html
 import re
+from pathlib import Path
+from typing import Any
 
+import httpx
+import msgspec
 import pytest
 
 from service.dashboard.media import read_files
@@ -11,7 +15,7 @@ from tests.contract.scenes import NOUNS, Ids, populate
 from tests.dashboard.browser import Browser, links, text_of
 from tests.dashboard.test_live import link_of
 from tests.dashboard.test_offers import reader_with
-from tests.harness import Harness
+from tests.harness import Harness, create_answer, opened
 
 HEADERS = re.compile(r"<body hx-headers='\{\"X-Form-Token\": \"([^\"]+)\"\}'>")
 
@@ -44,6 +48,22 @@ async def test_an_open_page_whose_reader_is_not_signed_in_any_more_loads_anew(
     assert form_token((await browser.get(path)).text) != token
 
 
+async def test_an_open_page_stays_while_secret_keys_are_rotated(tmp_path: Path) -> None:
+    first, second = "s" * 32, "n" * 32
+    async with opened(tmp_path) as world:
+        browser = Browser(world)
+        await browser.sign_in()
+        page = await browser.get("/generations")
+        world.settings = msgspec.structs.replace(world.settings, secret_keys=(first, second))
+        await world.restart()  # As another process of the same service.
+        cookies = browser.client.cookies
+        browser = Browser(world)
+        browser.client.cookies = cookies
+        fields = {"HX_Request": "true", "X_Form_Token": form_token(page.text)}
+        answer = await browser.get(link_of(page), **fields)
+        assert (answer.status_code, "hx-refresh" in answer.headers) == (204, False)
+
+
 async def test_what_was_done_is_said_for_a_moment_and_not_by_a_bookmark(
     world: Harness, browser: Browser
 ) -> None:
@@ -51,7 +71,9 @@ async def test_what_was_done_is_said_for_a_moment_and_not_by_a_bookmark(
     answer = await browser.post(f"/subscribers/{subscriber['id']}/pause")
     page = await browser.follow(answer)
     assert "The subscriber is paused" in text_of(page)
-    world.clock.advance(11)
+    world.clock.advance(-5)  # A process whose clock is behind shows the page.
+    assert "The subscriber is paused" in text_of(await browser.follow(answer))
+    world.clock.advance(16)
     assert "The subscriber is paused" not in text_of(await browser.follow(answer))
     for query in ("done=subscribers.pause", "done=subscribers.pause&at=", "done=x&at=9"):
         page = await browser.get(f"/subscribers/{subscriber['id']}?{query}")
@@ -75,13 +97,24 @@ async def test_an_operator_revokes_the_key_that_it_made_for_a_tenant(
     assert key["revoked_at"]
 
 
-async def test_a_generation_that_was_not_asked_about_is_not_said_to_have_been(
+async def test_an_act_that_took_long_is_said_as_well(world: Harness, browser: Browser) -> None:
+    def answer_late(_body: dict[str, Any]) -> httpx.Response:
+        world.clock.advance(15)
+        return httpx.Response(200, json=create_answer("task1"))
+
+    world.upstream.on_create = answer_late
+    form = {"model": "imagen4", "input.prompt": "a small harbour", "confirmed": "yes"}
+    page = await browser.follow(await browser.post("/models/try", **form))
+    assert "The generation was submitted" in text_of(page)
+
+
+async def test_a_lost_secret_is_replaced_without_an_overlap(
     world: Harness, browser: Browser
 ) -> None:
-    id_ = (await world.generate())["id"]
-    await world.client.post(f"/v1/generations/{id_}/cancel")
-    page = await browser.follow(await browser.post(f"/generations/{id_}/refresh"))
-    assert "Upstream was asked, if it could be" in text_of(page)
+    id_ = (await world.subscribe())["id"]
+    page = await browser.post(f"/subscribers/{id_}/replace-secret")
+    assert "The old one signs nothing any more" in text_of(page)
+    assert (await world.get(f"/v1/subscribers/{id_}/secret"))["previous_expires_at"] is None
 
 
 @pytest.mark.parametrize("noun", ["generations", "subscribers", "replays", "keys", "deliveries"])
@@ -157,8 +190,12 @@ async def test_a_browser_without_cookies_is_told_why_it_cannot_sign_in(world: Ha
 
 
 async def test_the_counts_of_usage_add_up(world: Harness, browser: Browser, ids: Ids) -> None:
-    page = text_of(await browser.get("/usage"))
-    assert "Generations Succeeded Failed Timed out Canceled Credits" in page
+    page = await browser.get("/usage")
+    rows = re.findall(r"<tr><td>[^<]+</td>(.*?)</tr>", page.text)
+    counts = [[int(n.replace(",", "")) for n in re.findall(r">([\d,]+)<", row)] for row in rows]
+    assert counts
+    for generations, *ended, _credits in counts:
+        assert generations == sum(ended), "all have ended"
 
 
 @pytest.mark.parametrize("host", ["bücher.example", "[::1]:9000"])

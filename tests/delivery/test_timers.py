@@ -48,10 +48,8 @@ def test_each_name_is_due_at_its_earliest_time(
 ) -> None:
     timers, expected = Timers(), dict[str, int]()
     for at, name in times:
-        is_first = at < min(expected.values(), default=at + 1)
-        assert (
-            timers.set(at, name) is (at < expected.get(name, at + 1) and is_first) or not is_first
-        )
+        is_next = at < expected.get(name, at + 1) and at <= min(expected.values(), default=at)
+        assert timers.set(at, name) is is_next
         expected[name] = min(at, expected.get(name, at))
     now = data.draw(st.integers(0, 50))
     assert sorted(timers.take_due(now)) == sorted(n for n, at in expected.items() if at <= now)

@@ -166,6 +166,7 @@ async def test_a_drive_whose_look_for_commits_fails_lets_go(
             assert (await world.call_back()).status_code == 200
             await driving(world.app)
         assert looks[0]
+        assert len(looks) >= (2 if edge == "between its turns" else 1)
         rest = worker.right.ending
         if rest is not None:
             await rest
@@ -188,6 +189,44 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert not works(world.app)
         page = await world.get("/v1/deliveries")
         assert [row["status"] for row in page["data"]] == ["delivered"]
+
+
+async def test_at_a_stop_an_attempt_that_a_drive_started_may_finish(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe()
+        creating = asyncio.create_task(world.generate())
+        await gate.wait_for(1)
+        stopping = asyncio.create_task(world.app.stop())
+        await asyncio.wait([stopping], timeout=0.3)
+        assert not stopping.done()
+        gate.is_open.set()
+        await asyncio.gather(stopping, creating, return_exceptions=True)
+        await world.app.start()
+        [delivery] = (await world.get("/v1/deliveries"))["data"]
+        assert (delivery["status"], delivery["attempt_count"]) == ("delivered", 1)
+
+
+async def test_a_tick_that_is_cancelled_while_it_begins_keeps_no_right(tmp_path: Path) -> None:
+    async with driven(tmp_path, drive_seconds=0.1) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe()
+        await world.generate()
+        await driving(world.app)
+        right = world.app.worker.right
+        rest = right.ending
+        assert rest is not None
+        ticking = asyncio.create_task(world.app.worker.tick(1))
+        while not rest.cancelling():  # noqa: ASYNC110  a test
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        ticking.cancel()
+        await asyncio.wait([ticking])
+        gate.is_open.set()
+        assert right.ending is not None
+        await asyncio.wait([right.ending])
+        assert not works(world.app)
 
 
 async def test_a_tick_at_a_stop_waits_for_nobody_who_waits_for_it(tmp_path: Path) -> None:

@@ -330,3 +330,25 @@ async def test_an_answer_is_stored_in_the_generation_before_its_confirmation_goe
         assert (await world.call_back()).status_code == 200
         await world.run()
         assert order[:2] == ["update", "delete_confirmations"]
+
+
+async def test_a_rate_that_others_share_is_not_unused_while_due_polls_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take(_tx: Transaction, count: int, _rate: float) -> int:
+        return min(count, 2)
+
+    async with opened(tmp_path, public_url=None, poll_rate_per_second=10.0) as world:
+        for number in range(8):
+            reply = httpx.Response(200, json=create_answer(f"t{number}"))
+            world.upstream.create_replies.append(reply)
+            await world.generate(input={"prompt": f"thing {number}"})
+        world.clock.advance(60)
+        poller = world.app.worker.poller
+        assert await world.app.worker.ownership.acquire()
+        poller.budget.is_shared = True
+        monkeypatch.setattr("service.store.questions.take", take)
+        assert (await poller.run_due(world.clock.now))[0] == 2
+        await poller.settle()
+        assert not poller._has_unused(world.clock.now)
+        await world.app.worker.ownership.release()

@@ -323,7 +323,7 @@ async def test_readers_that_cannot_be_opened_do_not_count_towards_the_maximum(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(_path: str) -> Any:
-        raise sqlite3.OperationalError("unable to open database file")
+        raise disk_error("unable to open database file")
 
     with monkeypatch.context() as patched:
         patched.setattr(readers_module, "connect", fails)

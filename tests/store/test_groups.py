@@ -145,6 +145,25 @@ async def test_a_damaged_row_fails_only_the_unit_that_reads_it(
     assert await stored_names(database) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("sql", "error"),
+    [
+        ("SELECT CAST(x'ff' AS TEXT)", sqlite3.OperationalError),
+        ("SELECT value FROM json_each('{')", sqlite3.OperationalError),
+        ("SELECT * FROM nowhere", StorageError),
+        ("SELECT missing FROM things", StorageError),
+    ],
+)
+async def test_reads_searches_and_writes_fail_alike(
+    database: Database, sql: str, error: type[Exception]
+) -> None:
+    async def unit(tx: Transaction) -> None:
+        await tx.select(sql, {})
+
+    asked = database.read(unit), database.search("tenant", unit), database.write(unit)
+    assert [type(outcome) for outcome in await results(*asked)] == [error] * 3
+
+
 async def test_if_the_disk_is_full_nothing_of_the_group_is_stored(database: Database) -> None:
     calls: list[str] = []
     await database.apply(lambda c: c.execute("PRAGMA max_page_count=1").fetchall())

@@ -123,6 +123,49 @@ async def test_a_unit_that_raises_is_no_fault_of_the_disk(database: Database) ->
     assert await database.write_problem() is None
 
 
+async def test_a_table_that_is_missing_is_told_and_what_must_be_stored_waits_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0.01)
+    assert await database.write(write) == 1
+    await database.apply(lambda c: c.execute("ALTER TABLE revisions RENAME TO away"))
+    with pytest.raises(StorageError, match="no such table: revisions"):
+        await database.write(write)
+    assert "no such table" in str(await database.write_problem()), "a good commit hides it"
+    always = database.write_always(write)
+    with pytest.raises(StorageError, match="no such table"):
+        await database.write(write)
+    await database.apply(lambda c: c.execute("ALTER TABLE away RENAME TO revisions"))
+    async with asyncio.timeout(60):
+        assert await always == 1
+
+
+@pytest.mark.parametrize(
+    "sql", ["UPDATE revisions SET x = 1", "INSERT INTO revisions (x) SELECT 1"]
+)
+async def test_a_column_that_is_missing_is_the_fault_of_the_database(
+    database: Database, sql: str
+) -> None:
+    async def unit(tx: Transaction) -> None:
+        await tx.select(sql, {})
+
+    with pytest.raises(StorageError, match="column"):
+        await database.write(unit)
+    assert "column" in str(await database.write_problem())
+
+
+@pytest.mark.parametrize("error", [LookupError("odd"), sqlite3.OperationalError("odd")])
+async def test_a_trial_that_fails_is_told_whatever_its_error_is(
+    database: Database, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def touch(_tx: Transaction) -> None:
+        raise error
+
+    monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(writes, "_touch", touch)
+    assert "odd" in str(await database.write_problem())
+
+
 async def test_those_who_ask_together_share_a_trial(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.model.json_names import find_repeated
-from service.upstream import lenient
+from service.upstream import lenient, wire
 
 
 class Pairs(list[Any]):
@@ -57,3 +57,49 @@ def test_a_name_twice_is_noticed_wherever_it_stands(value: Any, colon: str) -> N
 def test_an_escaped_colon_hides_no_repeated_name(colon: str) -> None:
     body = f'{{"a":1,"a":2,"text":"{colon}"}}'.encode()
     assert find_repeated(body, msgspec.json.decode(body)) == "a"
+
+
+ODD_VALUES = {
+    "a raw line end": b'"a\nb"',
+    "a long integer": b"1" * 5_000,
+    "no UTF-8": b'"\xff"',
+    **{f"{depth} lists": b"[" * depth + b"]" * depth for depth in (990, 993, 1_000, 5_000)},
+}
+TWICE = b'{"taskId":"task1","status":"failed","status":"failed","x":'
+
+
+@pytest.mark.parametrize("value", ODD_VALUES.values(), ids=ODD_VALUES)
+@pytest.mark.parametrize("is_text", [False, True], ids=["body", "text"])
+def test_no_odd_value_hides_a_repeated_name_from_the_proof(value: bytes, *, is_text: bool) -> None:
+    body = TWICE + value + b"}"
+    if is_text:
+        body = json.dumps(body.decode("latin-1"), ensure_ascii=False).encode("latin-1")
+    report = wire.read_callback(body)
+    assert report is not None
+    assert report.task_id == "task1"
+    assert not report.is_proof
+    assert report.has_final_word
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_escaped_colon_in_another_encoding_hides_no_repeated_name(encoding: str) -> None:
+    body = (TWICE + b'"\\u003a"}').decode().encode(encoding)
+    report = wire.read_callback(body)
+    assert report is not None
+    assert not report.is_proof
+
+
+@pytest.mark.parametrize("colon", ["\\u003a", "\\u005cu003a", "\\\\u003\\u0061"])
+def test_an_escaped_colon_in_a_text_of_json_hides_no_repeated_name(colon: str) -> None:
+    inner = (TWICE + b'"COLON"}').decode()
+    report = wire.read_callback(json.dumps(inner).replace("COLON", colon).encode())
+    assert report is not None
+    assert not report.is_proof
+
+
+@pytest.mark.parametrize("value", [b'"a\nb"', b"1" * 5_000], ids=["a raw line end", "digits"])
+def test_a_body_with_an_odd_value_and_each_name_once_is_proof(value: bytes) -> None:
+    body = b'{"taskId":"task1","status":"failed","url":"a\\u003ab","x":' + value + b"}"
+    report = wire.read_callback(body)
+    assert report is not None
+    assert report.is_proof

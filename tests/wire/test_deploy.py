@@ -137,12 +137,12 @@ def test_caddy_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Pat
     programs.find("caddy")
     folder = tmp_path / "caddy"
     folder.mkdir()
-    paths = ("callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone")
+    paths = ("callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone", "hooks/callbacks")
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
         with behind_caddy(folder, genhook.url) as client:
             assert client.get("/readyz?a=%20").json()["status"] == "ready"
             for path in paths:
-                answer = client.post(f"/{path}/apiinone/{TOKEN}", json={})
+                answer = client.post(f"/{path}/apiinone/{TOKEN}%0A", json={})
                 assert answer.status_code in (404, 405)
             genhook.end()
             for path in paths:

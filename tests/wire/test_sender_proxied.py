@@ -246,7 +246,21 @@ async def test_a_proxy_that_does_not_answer_is_left_at_the_deadline() -> None:
         with pytest.raises(SendError) as caught:
             await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 0.2)
         assert caught.value.code == "timeout"
+        assert "proxy" in str(caught.value)
         assert not sender._open
+
+
+async def test_a_proxy_is_reached_at_another_of_its_addresses() -> None:
+    async def lookup(*_: object) -> list[str]:
+        return ["127.0.0.9", "127.0.0.1"]  # Nothing listens at the first one.
+
+    async with receiving(always(OK)) as proxy, through(proxy) as sender:
+        sender._system_lookup = lookup  # type: ignore[assignment]
+        try:
+            answer = await sender.send(TARGET, HEADERS, b"{}", 60)
+        finally:
+            sender._system_lookup = None
+        assert answer.status_code == 204
 
 
 async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:

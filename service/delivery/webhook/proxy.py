@@ -12,7 +12,7 @@ import msgspec
 from service.delivery.target import PORTS, SendError, Target
 from service.delivery.webhook import egress, request
 from service.delivery.webhook.connection import Connection
-from service.delivery.webhook.sender import WebhookSender
+from service.delivery.webhook.sender import ADDRESSES, WebhookSender
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -42,7 +42,21 @@ class ProxiedSender(WebhookSender):
         return super()._encode(target, headers, body)
 
     async def _connect(self, target: Target, ends_at: float) -> tuple[Connection, float]:
-        return await self._connect_to_any([self._proxy_host], target, ends_at), ends_at
+        """Look the proxy up, and try its addresses in turn."""
+        assert self._system_lookup is not None
+        try:
+            async with asyncio.timeout_at(ends_at):
+                addresses = await self._system_lookup(self._proxy_host, self._proxy_port)
+        except OSError as error:
+            raise _proxy_error("was not found") from error
+        return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
+
+    def _connect_error(self, error: OSError, target: Target) -> SendError:
+        if isinstance(error, TimeoutError):
+            return SendError("timeout", "The outgoing proxy did not connect in time.")
+        if isinstance(error, _UnreachableError):
+            return _proxy_error("could not be reached")
+        return super()._connect_error(error, target)
 
     async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
         if not target.tls:
@@ -63,13 +77,25 @@ class ProxiedSender(WebhookSender):
         assert tls is not None
         connection.connection_made(tls)  # `start_tls` does not call it.
 
-    async def _reach(self, host: str, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+    async def _reach(self, ip: str, protocol: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+        """Connect to the proxy; OSError if that fails."""
+        context = self._proxy_context
         try:
             return await self._loop.create_connection(
-                protocol, host, self._proxy_port, ssl=self._proxy_context
+                protocol,
+                ip,
+                self._proxy_port,
+                ssl=context,
+                server_hostname=self._proxy_host if context else None,
             )
+        except TimeoutError:
+            raise
         except OSError as error:
-            raise _proxy_error("could not be reached") from error
+            raise _UnreachableError from error
+
+
+class _UnreachableError(OSError):
+    """The proxy could not be connected to."""
 
 
 class _Tunnel(asyncio.Protocol):

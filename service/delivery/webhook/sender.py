@@ -149,7 +149,10 @@ class WebhookSender:
                 cause = error
             if self._closed:
                 raise SenderClosed
-        raise _connect_error(cause, target) from cause
+        raise self._connect_error(cause, target) from cause
+
+    def _connect_error(self, error: OSError, target: Target) -> SendError:
+        return connect_error(error, target)
 
     async def _connect_to(self, ip: str, target: Target) -> Connection:
         if target.tls and self._ssl_context is None:
@@ -236,7 +239,7 @@ class WebhookSender:
             self._closed.set()
 
 
-def _connect_error(error: OSError, target: Target) -> SendError:
+def connect_error(error: OSError, target: Target) -> SendError:
     """Translate the reason why no connection was opened."""
     match error:
         case TimeoutError():

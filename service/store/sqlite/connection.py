@@ -1,6 +1,7 @@
 """A connection to SQLite with its settings; aiosqlite runs it on a thread of its own."""
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,12 +33,35 @@ _LOST = {
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
+# What a statement does not find, but each whole schema of this genhook has.
+_LACKS = re.compile("no such (table|column|index): |table .* has no column named ")
 
 
 def is_lost(error: BaseException | None) -> bool:
     """Return whether the connection has to be opened anew after this error."""
     code = getattr(error, "sqlite_errorcode", None)  # None if it does not come from SQLite.
     return code is not None and (code & 0xFF in _LOST_PRIMARY or code in _LOST)
+
+
+def is_of_unit(error: BaseException) -> bool:
+    """Return whether only the units fail that meet this error, and not each one.
+
+    It is in a statement or a row, as JSON or text that is damaged. SQLite then has no code of its
+    own for it, or it is an error of Python's module, without a code.
+    """
+    return code_of(error) & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
+
+
+def is_of_database(error: BaseException | None) -> bool:
+    """Return whether the disk, a lock, the file or its schema is at fault: callers get a 503."""
+    is_of_schema = _LACKS.match(str(error)) is not None
+    return isinstance(error, sqlite3.Error) and (is_of_schema or not is_of_unit(error))
+
+
+def code_of(error: BaseException) -> int:
+    """Return SQLite's code; SQLITE_ERROR for an error of Python's module, which has none."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code
 
 
 class Connection(aiosqlite.Connection):

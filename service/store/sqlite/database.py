@@ -16,7 +16,7 @@ from service.model.errors import StorageError
 from service.store.database import AfterCommit, T, Unit
 from service.store.item import Item
 from service.store.sqlite import group, schema
-from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
+from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost, is_of_database
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
 from service.store.writes import Writes, follow_up
@@ -35,14 +35,15 @@ def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
             continue
         if error is None:
             item.future.set_result(item.result)
-        elif _is_database_error(error):
+        elif is_of_database(error):
             item.future.set_exception(StorageError(f"the database failed: {error}"))
         else:
             item.future.set_exception(error)
 
 
-def _is_database_error(error: BaseException | None) -> bool:
-    return isinstance(error, sqlite3.Error) and not group.is_of_unit(error)
+def _may_succeed_later(error: BaseException | None) -> bool:
+    """Whether a retry makes sense: not if the file is damaged."""
+    return isinstance(error, sqlite3.OperationalError) and is_of_database(error)
 
 
 class Database(Writes):
@@ -186,7 +187,7 @@ class Database(Writes):
 
     def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
         """Give the items their results, except those that are tried again."""
-        failed = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
+        failed = [i for i in items if i.always and _may_succeed_later(failure or i.error)]
         if failed:
             given_up = self._keep(failed, str(failure or failed[0].error))
             items = [item for item in items if item not in failed] + given_up
@@ -195,7 +196,7 @@ class Database(Writes):
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
         failed = [error for error in errors if error is not None]
-        failure = next(filter(_is_database_error, failed), None)
+        failure = next(filter(is_of_database, failed), None)
         self.file.note(failure)
         self._is_lost |= any(map(is_lost, failed))
         if failure is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.store.database import AfterCommit, Row, T, Unit
 from service.store.item import Item, note_rows
-from service.store.sqlite.connection import transaction
+from service.store.sqlite.connection import is_of_unit, transaction
 from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by the items of a unit in a group; its other items wait for the next.
@@ -174,7 +174,8 @@ def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int
         with transaction(connection):
             return _run_group(connection, items, now)
     except Exception as error:
-        if len(items) == 1 or is_storage_failure(error):
+        is_of_all = isinstance(error, sqlite3.OperationalError) and not is_of_unit(error)
+        if len(items) == 1 or is_of_all:
             raise  # A second run would fail in the same way.
     after: AfterCommit = []
     with transaction(connection):
@@ -195,17 +196,3 @@ def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], n
     finally:
         if connection.in_transaction:  # After some errors, SQLite has rolled back itself.
             connection.execute("ROLLBACK")
-
-
-def is_storage_failure(error: BaseException | None) -> bool:
-    """Return whether the disk or a lock is at fault, and not the unit. A retry may succeed."""
-    return isinstance(error, sqlite3.OperationalError) and not is_of_unit(error)
-
-
-def is_of_unit(error: BaseException | None) -> bool:
-    """Return whether a unit's statement or its rows are at fault, as JSON or text that is damaged.
-
-    SQLite then has no code of its own for it, or it is an error of Python's module, without a code.
-    """
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)

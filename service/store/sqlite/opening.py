@@ -85,12 +85,15 @@ def _describe_loss(path: str, deleted: str, user: str = "a process") -> str:
 def _list_deleted() -> Iterator[tuple[str, str]]:
     """Yield deleted files, and which other process has each open beside a database.
 
-    Of processes whose files this one may list: its own user's, or all for root.
+    Of processes whose files this one may list: its own user's, or all for root. In another mount
+    namespace, as of a container, a path may lead to another file.
     """
     first = str(_SHARED_BYTES)
     users = {lock.process for lock in list_locks() if (lock.kind, lock.first) == ("POSIX", first)}
     for process in users - {str(os.getpid())}:
         with contextlib.suppress(OSError):  # It has ended, or is another user's.
+            if not Path(f"/proc/{process}/ns/mnt").samefile("/proc/self/ns/mnt"):
+                continue
             for each in Path(f"/proc/{process}/fd").iterdir():  # proc_pid_fd(5)
                 target = _read_link(each)
                 if target.endswith(_DELETED):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
-from service.store.sqlite.connection import Connection, connect
+from service.store.sqlite.connection import Connection, code_of, connect, is_of_database
 from service.store.sqlite.file import File
 
 READERS = 3
@@ -89,7 +89,9 @@ class Readers:
             return await reader.apply(do, *args)
         except sqlite3.Error as error:
             self._file.note(error)
-            raise StorageError(f"the database failed: {error}") from error
+            if is_of_database(error):
+                raise StorageError(f"the database failed: {error}") from error
+            raise
         finally:
             self._searching.discard(turn.tenant)
             self._give_back(reader)
@@ -140,7 +142,7 @@ def _limited(connection: sqlite3.Connection, do: Callable[..., T], *args: object
     try:
         return do(connection, *args)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+        if code_of(error) == sqlite3.SQLITE_INTERRUPT:
             raise SearchTooLongError("the search took too many steps") from error
         raise
     finally:
