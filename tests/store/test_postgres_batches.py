@@ -238,7 +238,7 @@ async def test_what_is_never_given_up_hides_no_writers_that_hang(
     database: Database, hang: Any, short_wait: None
 ) -> None:
     """Upstream's answers to submissions wait for as long as it takes."""
-    always = [database.write_always(hang) for _ in range(WRITERS_MAX)]
+    always: list[Any] = [database.write_always(hang) for _ in range(WRITERS_MAX)]
     await until(lambda: len(database._commits) == WRITERS_MAX)
     await give_up(database.write(increment))
     with pytest.raises(StorageBusyError, match="in time"):
