@@ -40,15 +40,15 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     with interrupts.cleaned_up():
         try:
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            _copy(source, partial)
-            os.link(partial, target)  # Unlike a rename, it fails if the file exists.
+            try:
+                _copy(source, partial)
+                os.link(partial, target)  # Unlike a rename, it fails if the file exists.
+            finally:
+                partial.unlink(missing_ok=True)
         except FileExistsError:
             raise exists_already from None
         except (OSError, sqlite3.Error) as error:
             raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                partial.unlink()
     size_bytes = target.stat().st_size
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
     line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."

@@ -126,6 +126,7 @@ async def test_tests_take_slots_so_that_they_delay_no_delivery(tmp_path: Path) -
         slots = world.app.worker.dispatcher.slots
         while sum(test.done() for test in tests) < len(tests) - slots.in_use:
             await world.get("/v1/subscribers")
+        await gate.wait_for(slots.in_use)  # A test that has a slot is stored before it is sent.
         assert slots.in_use == gate.most_waiting == 14
         gate.is_open.set()
         answers = await asyncio.gather(*tests)
