@@ -47,8 +47,7 @@ def rotate_sealed(
     """
     vault = call.context.vault
     secret, overlap_seconds = rotation
-    fresh = signing.new_secrets(call.context.random_bytes, **kind)
-    fresh = msgspec.structs.replace(fresh, current=secret)
+    fresh = signing.new_secrets(call.context.random_bytes, secret=secret, **kind)
     try:
         secrets = signing.unseal(vault, sealed, owner_id).rotated(fresh, overlap_seconds, now)
     except VaultError:

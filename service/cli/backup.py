@@ -89,11 +89,12 @@ def _copy(source: Path, target: Path) -> None:
         try:
             connection = stack.enter_context(contextlib.closing(_open(source)))
             connection.execute("PRAGMA busy_timeout=5000")
-            version, problem = schema.version(connection), schema.problem(connection)
+            is_whole = schema.version(connection) > 0
+            problem = None if is_whole else schema.problem(connection)
         except sqlite3.Error as error:
             reason = f"{source} cannot be read: {_reason(error)}"
             raise CommandError(f"the backup failed: {reason}") from error
-        if version <= 0:  # A copy that has not ended, or nothing of genhook.
+        if not is_whole:  # A copy that has not ended, or nothing of genhook.
             raise CommandError(f"the backup failed: {problem}")
         _execute(connection, "VACUUM INTO ?", str(target))
     with contextlib.closing(_open(target)) as connection:

@@ -148,10 +148,12 @@ class Secrets(msgspec.Struct, frozen=True):
 _decode_secrets = msgspec.json.Decoder(Secrets).decode
 
 
-def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
-    """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
+def new_secrets(
+    random_bytes: Callable[[int], bytes], *, secret: str | None = None, asymmetric: bool = False
+) -> Secrets:
+    """Create secrets, around `secret` if it is given, with an Ed25519 key if `v1a` is asked for."""
     private_key = new_private_key(random_bytes) if asymmetric else None
-    return Secrets(new_secret(random_bytes), (), private_key)
+    return Secrets(secret or new_secret(random_bytes), (), private_key)
 
 
 def seal(vault: Vault, secrets: Secrets, owner_id: str) -> bytes:

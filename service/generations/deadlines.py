@@ -57,7 +57,7 @@ async def _expire(context: Context, stuck: Stuck, generation: Generation, now: i
 async def move_on_or_pass(context: Context, stuck: Stuck, generation: Generation, now: int) -> None:
     """Move a row that cannot be worked behind the others; if even that fails, pass it over."""
     try:
-        await context.database.write(move_on, context, generation, tenant=generation.tenant)
+        await context.database.write(move_on, context, generation.id, tenant=generation.tenant)
     except Exception as error:  # noqa: BLE001  its row cannot be changed
         stuck.put(generation.id, now, error)
 
@@ -139,12 +139,11 @@ def _last_message(exchange: generations.Exchange) -> str:
     return f" Upstream last said: {detail}"
 
 
-async def move_on(tx: Transaction, context: Context, generation: Generation) -> None:
+async def move_on(tx: Transaction, context: Context, id_: str) -> None:
     """Move a row that cannot be worked behind the others, with its own back-off.
 
     A day after its deadline it is not asked about any more.
     """
-    id_ = generation.id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     present = batch.generations.get(id_)
     if present is None or present.is_final:

@@ -192,7 +192,8 @@ class Database(Writes):
             task = asyncio.create_task(self._commit(batch), name="commit")
             self._commits[task] = unit
             task.add_done_callback(self._finish_commit)
-        self._queue.put_back(left)
+        if left:
+            self._queue.put_back(left)
         return not left
 
     def _may_start(self, unit: object) -> bool:
