@@ -15,7 +15,7 @@ from service.cli.heads import (
     HEAD_BYTES,
     LINES_MAX,
     SLICE_BYTES,
-    measure_one_request,
+    is_one_request,
     read_body_length,
 )
 from service.cli.outgoing import Outgoing
@@ -74,7 +74,6 @@ class Protocol(HttpToolsProtocol):
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send now; None: nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
-        self._measured: int | None = None  # Of the body that is parsed, if the request came whole.
         self._framing_bytes = 0
         self._keep_alive = False  # Whether the request that is parsed lets the connection live on.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
@@ -127,8 +126,7 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self._is_lingering:
             self._is_sending = True
             return
-        self._measured = measure_one_request(data) if is_between else None
-        if self._measured is not None:
+        if is_between and is_one_request(data):
             self._feed(data)
             if self._awaited != self._timed:  # Most requests are complete, and no timer runs.
                 self._watch()
@@ -139,10 +137,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = self._measured
-        if self._body_left is None:
-            version = self.parser.get_http_version()
-            self._body_left = read_body_length(self.headers, version)
+        self._body_left = read_body_length(self.headers, self.parser.get_http_version())
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
         self.cycle.transport = self._outgoing  # type: ignore[assignment]  # it is what cycles use
@@ -244,6 +239,7 @@ class Protocol(HttpToolsProtocol):
         ):
             size = end.end() - len(self._last_bytes)
         data = bytes(self._unparsed[:size])
+        assert data, "a part without a byte would be taken for ever"
         del self._unparsed[:size]
         if self._body_left is None:
             # A whole empty line would match again, and the next part would be empty.
