@@ -11,10 +11,10 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from service.api import signatures
-from service.cli import calls, descriptors, output
+from service.cli import calls, output
 from service.cli.arguments import Echo, add_json, define
 from service.cli.database_checks import Level, judge_due, judge_indexes, judge_tables
-from service.delivery import signing
+from service.delivery import descriptors, signing
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of

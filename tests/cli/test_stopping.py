@@ -162,7 +162,7 @@ def test_a_signal_ends_process_one(tmp_path: Path, block: str, printed: str, num
     """The kernel lets no signal end it that it does not handle."""
     with process_one(tmp_path, HANDLED.format(block=block)) as (running, pid):
         os.kill(pid, number)
-        out, err = running.process.communicate()
+        out, err = running.process.communicate(timeout=60)
     assert (running.process.returncode, out, err) == (128 + number, printed, "")
 
 

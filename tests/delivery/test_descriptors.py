@@ -4,7 +4,8 @@ import resource
 
 import pytest
 
-from service.cli import descriptors
+from service.app import App
+from service.delivery import descriptors
 from service.settings import Settings
 from tests.harness import settings as make_settings
 from tests.logs import Console
@@ -32,6 +33,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def test_the_soft_limit_is_raised_to_what_is_needed(limits: list[int], settings: Settings) -> None:
     assert descriptors.raise_limit(settings) == settings
     assert limits == [descriptors.needed_for(settings), 20_000]
+
+
+async def test_whatever_runs_the_service_raises_the_limit_and_keeps_to_it(
+    limits: list[int], settings: Settings
+) -> None:
+    App(settings)
+    assert limits == [descriptors.needed_for(settings), 20_000]
+    limits[:] = [1_024, 1_024]
+    allowed = descriptors.raise_limit(settings)
+    app = App(settings)
+    assert app.settings == app.context.settings == allowed != settings
 
 
 def test_a_limit_that_is_enough_is_left_alone(limits: list[int], settings: Settings) -> None:
