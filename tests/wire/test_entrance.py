@@ -360,6 +360,7 @@ async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     assert faults(SCHEMAS["Problem"], problem) == []
     [line] = [line for line in console.lines() if line["event"] == "request.refused"]
     assert (line["status"], line["request_id"]) == (status, request_id)
+    assert line["level"] == "info"  # As docs/operations.md says: a stranger's mistake is no alarm.
 
 
 async def test_a_body_that_is_late_is_refused_with_the_requests_own_id() -> None:
