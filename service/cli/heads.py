@@ -1,4 +1,4 @@
-"""Heads of requests: whether one came whole with its body, and how long the body is."""
+"""Heads of requests: whether the parser may have one at once, and how long its body is."""
 
 import re
 
@@ -11,11 +11,11 @@ _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 
 
 def is_one_request(data: bytes) -> bool:
-    """Whether these bytes begin one request, and hold nothing after it.
+    """Whether these bytes are a head with its body, or with the beginning of it, and no more.
 
-    False also if the head is incomplete, or has to be checked before the parser gets it. Most
-    requests arrive whole: they need no buffer, and the parser reads head and body in one call.
-    How long the body is, only the parser decides.
+    False also for a head that has to be checked before the parser gets it. Most requests arrive
+    whole: they need no buffer, and the parser reads head and body in one call. Only the parser
+    decides how long a body is; here a length of more than 15 digits is left to it.
     """
     size = data.find(b"\n\r\n") + 3
     head = data[:size].lower()
