@@ -21,7 +21,7 @@ from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
-from service.store.rows import decode_rows
+from service.store.rows import view_rows
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -207,7 +207,7 @@ async def answer_page(
     rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list([decoded.view() for decoded in decode_rows(noun, rows)], after)
+    return answer_list(view_rows(noun, rows), after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
