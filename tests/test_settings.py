@@ -7,6 +7,7 @@ import pytest
 
 from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings, unknown_variables
+from service.telemetry.redact import REDACTED, make_redactor
 
 KEY = "0123456789abcdef" * 2
 OTHER_KEY = "fedcba9876543210" * 3
@@ -213,12 +214,21 @@ def test_the_admin_key_must_not_be_a_secret_key_too() -> None:
 
 
 def test_no_password_of_a_postgresql_url_is_shown() -> None:
-    url = "postgresql://app:hush-%68ush@db:1/genhook?password=second-one&sslpassword=third"
+    url = "postgresql://app:hush-%68ush@db:1/genhook?password=second-one&sslpassword=third-one"
     settings = read_settings({**BASE, "GENHOOK_DATABASE_URL": url})
     assert settings.is_postgres
     assert settings.database_name == "postgresql://db:1/genhook"
-    assert {"hush-hush", "second-one", "third"} <= set(settings.secrets)
+    assert {"hush-hush", "second-one", "third-one"} <= set(settings.secrets)
     assert "hush" not in repr(settings)
+
+
+def test_a_short_password_of_the_database_is_not_cut_out_of_results() -> None:
+    url = "postgresql://app:test@db/genhook?password=example&sslpassword=latest-"
+    redactor = make_redactor(read_settings({**BASE, "GENHOOK_DATABASE_URL": url}))
+    output = {"files": [{"url": "https://cdn.example/latest/1.png"}]}
+    assert redactor.json(output) == output
+    assert redactor.text("test example latest-") == "test example latest-"
+    assert redactor.text(KEY) == REDACTED
 
 
 def test_no_password_of_a_url_with_several_hosts_is_shown() -> None:
