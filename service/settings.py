@@ -270,7 +270,8 @@ def _check(settings: Settings) -> None:
         ("GENHOOK_PUBLIC_URL", settings.public_url),
         ("GENHOOK_UPSTREAM_URL", settings.upstream_url),
     ):
-        if url and url.startswith("http:") and not (settings.allow_http or is_loopback(url)):
+        is_plain = urlsplit(url or "").scheme == "http"  # In lower case, however it is written.
+        if url and is_plain and not (settings.allow_http or is_loopback(url)):
             raise SettingsError(
                 f"{name} must be https, since secrets are sent to it. "
                 "GENHOOK_ALLOW_HTTP=true allows http on a network that you trust."

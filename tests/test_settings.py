@@ -100,6 +100,8 @@ BAD = [
     ("GENHOOK_PUBLIC_URL", "http://hooks.example"),
     ("GENHOOK_PUBLIC_URL", "http://127.hooks.example"),
     ("GENHOOK_UPSTREAM_URL", "http://up.example/api/v1"),
+    ("GENHOOK_UPSTREAM_URL", "HTTP://up.example/api/v1"),
+    ("GENHOOK_PUBLIC_URL", "hTTp://hooks.example"),
     ("GENHOOK_SECRET_KEYS", "hush-hush"),
     ("GENHOOK_SECRET_KEYS", f"{KEY},hush-hush"),
     ("GENHOOK_SECRET_KEYS", f"{KEY},"),

@@ -167,6 +167,15 @@ def slow_middleware(_path: str, text: str) -> Iterator[str]:
             yield "uses BaseHTTPMiddleware; write plain ASGI"
 
 
+def spelled_schemes(_path: str, text: str) -> Iterator[str]:
+    """A scheme may be written in any case: `HTTP://` also is plain HTTP."""
+    for node in nodes(text):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "startswith":
+            starts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+            if any(re.match("https?:", str(each)) for each in starts):
+                yield f"line {node.lineno} reads a scheme by its spelling; use urlsplit"
+
+
 def stray_prints(path: str, text: str) -> Iterator[str]:
     if path.startswith(PRINTERS):
         return
@@ -287,6 +296,10 @@ def test_nothing_uses_the_slow_middleware() -> None:
     expect_none(complaints(slow_middleware, python()))
 
 
+def test_no_scheme_of_a_url_is_read_by_its_spelling() -> None:
+    expect_none(complaints(spelled_schemes, service()))
+
+
 def test_nothing_prints_but_the_command_line_and_the_demo() -> None:
     expect_none(complaints(stray_prints, python()))
 
@@ -384,6 +397,12 @@ def test_a_participle_as_a_name_is_found(text: str) -> None:
 def test_the_slow_middleware_is_found(text: str) -> None:
     assert complaints(slow_middleware, {"a.py": "name = 'BaseHTTPMiddleware'\n"}) == []
     assert len(complaints(slow_middleware, {"a.py": text})) == 1
+
+
+@pytest.mark.parametrize("text", ["u.startswith('http:')\n", "u.startswith(('https://', 'a'))\n"])
+def test_a_scheme_read_by_its_spelling_is_found(text: str) -> None:
+    assert complaints(spelled_schemes, {"service/a.py": "u.startswith('httpx')\n"}) == []
+    assert len(complaints(spelled_schemes, {"service/a.py": text})) == 1
 
 
 def test_a_stray_print_is_found() -> None:

@@ -72,11 +72,12 @@ def open_client(url: str, **options: Any) -> "httpx.Client":
     import httpx
 
     is_own = is_loopback(url)
+    is_https = urlsplit(url).scheme == "https"
     try:
         return httpx.Client(
             trust_env=not is_own,  # No proxy leads to this machine.
             # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
-            verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
+            verify=ssl.create_default_context() if is_own and is_https else True,
             **options,
         )
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:

@@ -586,13 +586,14 @@ def test_event_types_do_not_swallow_the_url() -> None:
     assert options.argument_target == "https://a.example/"
 
 
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
 def test_the_certificates_of_the_environment_count_for_this_machine_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ca.pem"
     trustme.CA(organization_name="ours").cert_pem.write_to_path(str(path))
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    options = argparse.Namespace(url="https://localhost:8443", key="ghk_x")
+    options = argparse.Namespace(url=f"{scheme}://localhost:8443", key="ghk_x")
     with calls.connect(options) as connected:
         transport: Any = connected._transport
         [trusted] = transport._pool._ssl_context.get_ca_certs()
