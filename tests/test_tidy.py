@@ -176,6 +176,14 @@ def spelled_schemes(_path: str, text: str) -> Iterator[str]:
                 yield f"line {node.lineno} reads a scheme by its spelling; use urlsplit"
 
 
+def loose_ends(_path: str, text: str) -> Iterator[str]:
+    r"""In Python `$` also matches before a last line end: a whole text is matched with `\Z`."""
+    for node in nodes(text):
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, str) and value.startswith("^") and value.endswith("$"):
+            yield f"line {node.lineno} has a pattern that ends in $; use \\Z"
+
+
 def stray_prints(path: str, text: str) -> Iterator[str]:
     if path.startswith(PRINTERS):
         return
@@ -300,6 +308,10 @@ def test_no_scheme_of_a_url_is_read_by_its_spelling() -> None:
     expect_none(complaints(spelled_schemes, service()))
 
 
+def test_no_pattern_for_a_whole_text_lets_a_line_end_through() -> None:
+    expect_none(complaints(loose_ends, service()))
+
+
 def test_nothing_prints_but_the_command_line_and_the_demo() -> None:
     expect_none(complaints(stray_prints, python()))
 
@@ -403,6 +415,11 @@ def test_the_slow_middleware_is_found(text: str) -> None:
 def test_a_scheme_read_by_its_spelling_is_found(text: str) -> None:
     assert complaints(spelled_schemes, {"service/a.py": "u.startswith('httpx')\n"}) == []
     assert len(complaints(spelled_schemes, {"service/a.py": text})) == 1
+
+
+def test_a_pattern_that_lets_a_line_end_through_is_found() -> None:
+    assert complaints(loose_ends, {"service/a.py": "a = r'^x\\Z'\n"}) == []
+    assert len(complaints(loose_ends, {"service/a.py": "a = '^x$'\n"})) == 1
 
 
 def test_a_stray_print_is_found() -> None:

@@ -20,8 +20,9 @@ from service.model.subscriber import REDACTED, Filter
 
 MODEL_ID = r"[!-~]{1,128}"
 MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
-NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text at NUL.
-NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"  # They could steer a terminal that shows a name.
+# These end in `\Z`, since `$` also matches before a line end at the end of a text.
+NO_NUL = r"^[^\x00]*\Z"  # Databases and terminals end a text at NUL.
+NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*\Z"  # They could steer a terminal that shows a name.
 METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
 METADATA_NAME = r"[A-Za-z0-9_.-]{1,64}"

@@ -66,6 +66,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     ("generations", {"model": "m", "input": []}, "/input", "must be an object, not an array"),
     ("keys", {"name": "\x1b[31m", "scopes": ["read"]}, "/name", "contains a character that"),
+    ("keys", {"name": "a\n", "scopes": ["read"]}, "/name", "contains a character that"),
 ]
 
 
