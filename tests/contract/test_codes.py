@@ -102,6 +102,25 @@ def test_every_operation_documents_what_the_entrance_may_answer() -> None:
             assert problem.code in documented(operation, problem.status), (name, problem.code)
 
 
+def test_every_operation_but_that_of_health_documents_that_the_process_stops() -> None:
+    """App answers `GET /healthz` at once, so that a stop cannot cancel it."""
+    lack = {name for name, each in operations() if "stopping" not in documented(each, 503)}
+    assert lack == {"GET /healthz"}
+
+
+def test_every_operation_that_may_need_a_key_documents_that_the_database_is_gone() -> None:
+    """The keys are in the database: no operation checks one without it."""
+    by_key = {n: each for n, each in operations() if {"bearer": []} in _security_of(each)}
+    assert {"GET /metrics", "GET /openapi.yaml", "GET /docs"} < set(by_key)
+    for name, operation in by_key.items():
+        assert "storage_unavailable" in documented(operation, 503), name
+
+
+def _security_of(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    security: list[dict[str, Any]] = operation.get("security", DOCUMENT["security"])
+    return security
+
+
 @pytest.mark.parametrize(
     "source",
     [
