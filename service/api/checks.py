@@ -5,6 +5,7 @@ Each check looks at the length of a list first: the items of a list that is too 
 
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any
 
 import msgspec
@@ -113,7 +114,7 @@ def _refuse_header(name: str, value: str) -> str | None:
     return refuse_header(name)
 
 
-def redacted_errors(headers: Mapping[str, str], stored: Mapping[str, str]) -> list[FieldError]:
+def redacted_errors(headers: Mapping[str, str], stored: AbstractSet[str]) -> list[FieldError]:
     """Return an error for each `[redacted]` header that is not in `stored` (lower-case names)."""
     message = f"{REDACTED} keeps the stored value, and none is stored"
     names = [n for n, value in headers.items() if value == REDACTED and n.lower() not in stored]

@@ -20,7 +20,6 @@ from service.model.errors import json_pointer
 from service.model.subscriber import REDACTED, Filter, Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
-from service.store.vault import VaultError
 
 SUBSCRIBERS_MAX = 1_000
 ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
@@ -103,7 +102,7 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
         *checks.filter_errors(fields.get("filter", Filter())),
     ]
     if isinstance(body, New):
-        errors += checks.redacted_errors(headers, stored={})
+        errors += checks.redacted_errors(headers, set())
         errors += checks.secret_errors(fields.pop("secret"))
     refuse_fields("The subscriber has wrong fields.", errors)
     if "url" in fields:
@@ -200,14 +199,16 @@ def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
 
 
 def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> bytes | None:
-    """Seal the headers; one that is `[redacted]` keeps the value stored under its name."""
-    vault = call.context.vault
-    try:
+    """Seal the headers; one that is `[redacted]` keeps the value stored under its name.
+
+    VaultError if that cannot be read: another process may have its secret key.
+    """
+    vault, names = call.context.vault, {name.lower() for name in old.header_names}
+    refuse_fields("A header has no value.", checks.redacted_errors(headers, names))
+    stored: dict[str, str] = {}
+    if REDACTED in headers.values():  # Other values are taken also if the secret key was lost.
         opened = signing.unseal_headers(vault, old.sealed_headers, old.id)
-    except VaultError:  # The secret key was lost: every value must be given again.
-        opened = {}
-    stored = {name.lower(): value for name, value in opened.items()}
-    refuse_fields("A header has no value.", checks.redacted_errors(headers, stored))
+        stored = {name.lower(): value for name, value in opened.items()}
     values = {n: stored[n.lower()] if v == REDACTED else v for n, v in headers.items()}
     return signing.seal_headers(vault, values, old.id)
 

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from standardwebhooks import Webhook
 
+from tests.contract.contract import breaches
 from tests.harness import Harness, SentWebhook, opened
 from tests.journeys.gates import queue_answers
 
@@ -142,7 +143,9 @@ async def test_after_a_secret_key_was_lost_a_rotation_repairs(
         assert rotated["secret"] != made["secret"]
         assert (rotated["public_key"] is None) == (signature == "v1")
         kept = await world.client.patch(path, json={"headers": {"X-Team": "[redacted]"}})
-        assert kept.status_code == 422  # Its value is lost too.
+        assert (kept.status_code, kept.json()["code"]) == (409, "secret_unreadable")
+        never = await world.client.patch(path, json={"headers": {"X-Other": "[redacted]"}})
+        assert never.status_code == 422  # None was ever stored.
         given = await world.client.patch(path, json={"headers": {"X-Team": "b"}})
         assert given.status_code == 200
         tested = await world.client.post(path + "/test")
@@ -158,7 +161,7 @@ async def test_a_process_that_lacks_a_key_replaces_no_secret_that_others_can_rea
 ) -> None:
     """As while keys are rotated and it was not restarted yet."""
     async with opened(tmp_path) as world:
-        made = await world.subscribe(**ONE)
+        made = await world.subscribe(**ONE, headers={"X-Team": "a"})
         keys = world.settings.secret_keys
         world.settings = msgspec.structs.replace(world.settings, secret_keys=("another" * 5,))
         await world.restart()
@@ -166,6 +169,12 @@ async def test_a_process_that_lacks_a_key_replaces_no_secret_that_others_can_rea
         refused = await world.client.post(path, json={"overlap_seconds": 60})
         assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
         assert "rotate" not in refused.json()["detail"]
+        subscriber = f"/v1/subscribers/{made['id']}"
+        kept = {"description": "new", "headers": {"X-Team": "[redacted]"}}
+        refused = await world.client.patch(subscriber, json=kept)
+        assert breaches(refused) == []
+        assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
+        assert (await world.get(subscriber))["description"] == ""
         world.settings = msgspec.structs.replace(world.settings, secret_keys=keys)
         await world.restart()
         assert_signed(await latest(world), made["secret"])
