@@ -1,6 +1,6 @@
 """A request for a page: who asks, which API calls answer it, and the page in HTML."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -17,12 +17,14 @@ from service.dashboard.calls import ApiCall, Reply, send
 from service.dashboard.sign_in import Signatures, WrongKeys
 from service.model.clock import SECOND, parse_rfc3339
 from service.model.key import Key, Scope
+from service.settings import Settings
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
 NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, says nothing was done.
-# Between the tries of a form that was sent twice while its first request runs: 10 s in all.
-PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
+# Between the tries of a form that was sent twice while its first request runs.
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.05, 3.2
+STORE_SECONDS = 10  # How long the first request may take beside its waits for upstream and work.
 
 
 class Site(NamedTuple):
@@ -166,7 +168,7 @@ class Visit:
         """
         headers, context = once_headers(form), self.site.context
         reply = await self.send(call, headers)
-        for seconds in PAUSE_SECONDS:
+        for seconds in _pauses(context.settings):
             if not reply.is_running or context.stopping.is_set():
                 break
             await wait_for(context.stopping, seconds)
@@ -223,6 +225,17 @@ class Visit:
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
         return Response(status_code=303, headers={"location": location})
+
+
+def _pauses(settings: Settings) -> Iterator[float]:
+    """Yield pauses in seconds that are together as long as a first request may take."""
+    left = settings.submit_wait_seconds + settings.drive_seconds + STORE_SECONDS
+    seconds = PAUSE_SECONDS_MIN
+    while left >= PAUSE_SECONDS_MIN:
+        seconds = min(seconds, left)
+        yield seconds
+        left -= seconds
+        seconds = min(2 * seconds, PAUSE_SECONDS_MAX)
 
 
 def name_state(shown: object) -> str:
