@@ -101,7 +101,7 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
     id_, details = call.path.get("id"), {}
     if operation.creates:
         view = msgspec.json.decode(result.body)
-        id_ = view["id"]
+        id_ = view.get("id", id_)
         details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
     who = {"key_id": call.key.id, "tenant": call.tenant}
     _log.info("audit", act=act, id=id_, **who, **details)

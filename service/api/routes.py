@@ -26,7 +26,8 @@ class Operation(NamedTuple):
 
     scope: the scope that the key needs; `open` needs no key, unless a setting closes it.
     for_operators: whether a key with the scope `operator` may call it too, across tenants.
-    creates: the id prefix of the resource that a POST creates; it takes an `Idempotency-Key`.
+    creates: the id prefix of what a POST creates; it takes an `Idempotency-Key`. A rotation creates
+    a secret, whose answer shows no id.
     reads_body: whether the request has a body.
     audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays, or
     ends a generation.
@@ -119,7 +120,14 @@ OPERATIONS = (
         audit="secret.show",
     ),
     Operation(
-        "POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True, audit="secret.rotate"
+        "POST",
+        _ROTATE,
+        subscribers.rotate_secret,
+        "manage",
+        creates="rot",
+        reads_body=True,
+        audit="secret.rotate",
+        audit_again="secret.show",
     ),
     Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage", audit="subscriber.test"),
     Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="search"),
@@ -131,8 +139,10 @@ OPERATIONS = (
         _ROTATE_OWN,
         signing_secret.rotate,
         "manage",
+        creates="rot",
         reads_body=True,
         audit="signing_secret.rotate",
+        audit_again="signing_secret.show",
     ),
     Operation("GET", "/v1/events", events.list_, "read", PAGING | {"type", "generation_id"}),
     Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from service.api import idempotency
 from service.api.call import Answer, Call, answer
 from service.api.checks import secret_errors
 from service.api.problem import refuse_fields
@@ -31,9 +32,14 @@ async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)
-    seconds = rotation.overlap_seconds
-    secrets = await call.database.write(rotate, call, secret, seconds, tenant=call.tenant)
-    return answer_secrets(call, secrets)
+    arguments = call, rotate, secret, rotation.overlap_seconds
+    return await idempotency.create(call, _answer_rotated, *arguments)
+
+
+async def _answer_rotated(
+    tx: Transaction, call: Call, rotate: Unit[Secrets], secret: str, overlap_seconds: int
+) -> Answer:
+    return answer_secrets(call, await rotate(tx, call, secret, overlap_seconds))
 
 
 def rotate_sealed(

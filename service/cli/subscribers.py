@@ -102,7 +102,7 @@ _ROTATION = (
         type=parse_whole,
         metavar="SECONDS",
     ),
-    _OWN_SECRET,
+    *(_OWN_SECRET, IDEMPOTENCY),
 )
 _SECRET = ("secret", "public_key", "previous_expires_at")
 _CREATE = (

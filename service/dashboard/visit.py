@@ -162,7 +162,7 @@ class Visit:
         return await send(self.site.api, call, headers or {}, state)
 
     async def send_form(self, call: ApiCall, form: Form) -> Reply:
-        """Make the call of a form, which acts once and has one answer however often it is sent.
+        """Make the call of a form: what it creates or rotates, it does once, with one answer.
 
         A browser shows the answer to the last of two clicks, so that waits while the first runs.
         """

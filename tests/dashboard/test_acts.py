@@ -141,6 +141,17 @@ async def test_of_two_equal_forms_the_second_waits_and_shows_the_same_key(
     assert len((await world.get("/v1/keys"))["data"]) == 1
 
 
+@pytest.mark.parametrize("act", ["rotate", "replace-secret"])
+async def test_two_clicks_rotate_a_secret_once_and_show_the_current_one(
+    world: Harness, browser: Browser, act: str
+) -> None:
+    subscriber = await world.subscribe()
+    path = f"/subscribers/{subscriber['id']}"
+    pages = [await browser.post(f"{path}/{act}", once="c0ffee") for _ in range(2)]
+    secret = (await world.get(f"/v1{path}/secret"))["secret"]
+    assert [secret in text_of(page) for page in pages] == [True, True]
+
+
 async def test_a_form_waits_for_its_first_sending_only_so_long(
     world: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

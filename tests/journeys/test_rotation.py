@@ -125,6 +125,30 @@ async def test_rotating_to_the_current_secret_signs_once_with_it(tmp_path: Path)
         assert_signed(await latest(world), made["secret"])
 
 
+@pytest.mark.parametrize("owner", ["subscriber", "tenant"])
+async def test_a_rotation_that_is_repeated_with_its_key_rotates_once(
+    tmp_path: Path, owner: str
+) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        base = f"/v1/subscribers/{made['id']}"
+        path = f"{base}/rotate-secret" if owner == "subscriber" else "/v1/signing-secret/rotate"
+        shown = f"{base}/secret" if owner == "subscriber" else "/v1/signing-secret"
+        key = {"idempotency-key": "rotate-7"}
+        answers = [
+            await world.client.post(path, json={"overlap_seconds": 0}, headers=key)
+            for _ in range(2)
+        ]
+        assert [breaches(each) for each in answers] == [[], []]
+        assert answers[0].json() == answers[1].json() == await world.get(shown)
+        assert [each.headers.get("idempotency-replayed") for each in answers] == [None, "true"]
+        other = await world.client.post(path, json={"overlap_seconds": 60}, headers=key)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+        assert breaches(other) == []
+        assert (await rotate(world, made))["secret"] != answers[0].json()["secret"]
+        assert answers[0].json()["secret"].encode() not in everything_in(tmp_path)
+
+
 @pytest.mark.parametrize("signature", ["v1", "v1a"])
 async def test_after_a_secret_key_was_lost_a_rotation_repairs(
     tmp_path: Path, signature: str
