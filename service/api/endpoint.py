@@ -130,7 +130,7 @@ async def _refuse(request: Request, error: Exception) -> Answer:
         case HTTPException():
             problem = Problem(404, "not_found", "There is nothing at this path.")
         case SearchTooLongError():
-            detail = "The search looks at too much: add a filter, or ask for a shorter time."
+            detail = "The search looks at too much. If it takes filters or a time, ask for less."
             problem = Problem(400, "invalid_query", detail)
         case StorageBusyError():
             problem = unavailable("Too many requests are waiting for their turn.")

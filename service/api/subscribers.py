@@ -24,7 +24,7 @@ from service.store.database import Transaction
 SUBSCRIBERS_MAX = 1_000
 ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
 OTHER_ORIGIN = "must be given with its value: a stored value stays with its origin"
-TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
+TOO_MANY_TESTS = "Other tests or attempts are under way, or the subscriber's rate allows none yet."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 

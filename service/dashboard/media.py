@@ -70,6 +70,6 @@ def _origin_of(url: str) -> tuple[bool, str]:
 
 
 def shown_origins(media: Iterable[Medium]) -> list[str]:
-    """Return the origins of files that are embedded, at most HOSTS_MAX."""
+    """Return the origins of files that may be embedded."""
     origins = {medium.origin for medium in media if medium.kind != "file" and not medium.is_expired}
-    return sorted(origins - {""})[:HOSTS_MAX]
+    return sorted(origins - {""})

@@ -70,7 +70,7 @@ class Visit:
 
     @property
     def is_of_another_sign_in(self) -> bool:
-        """Whether an open page asks whose reader is not signed in any more, but somebody else."""
+        """Whether the request comes from a page that was opened under another sign-in."""
         token = self.request.headers.get("x-form-token")
         return token is not None and not self.site.signatures.is_token(self.id_, token)
 

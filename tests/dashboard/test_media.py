@@ -1,8 +1,12 @@
 """Which files of a generation a page embeds, and from which hosts."""
 
+import re
+
 import pytest
 
 from service.dashboard.media import HOSTS_MAX, Medium, read_files, shown_origins
+from tests.dashboard.browser import Browser, policy_of
+from tests.harness import Harness
 
 NOW = 1_795_000_000_000
 
@@ -64,9 +68,17 @@ def test_a_file_that_has_expired_or_is_only_linked_opens_no_host() -> None:
     assert shown_origins([read(url="https://cdn.example/a.zip")]) == []
 
 
-def test_a_policy_names_only_so_many_hosts() -> None:
-    media = [read(url=f"https://h{n}.example/a.png") for n in range(HOSTS_MAX + 5)]
-    assert len(shown_origins(media)) == HOSTS_MAX
+async def test_a_page_embeds_files_of_only_so_many_hosts_and_links_the_others(
+    world: Harness, browser: Browser
+) -> None:
+    generation = await world.generate()
+    urls = [f"https://h{n}.example/a.png" for n in range(HOSTS_MAX + 5)]
+    world.upstream.tasks["task1"] = {"status": "completed", "output": {"image_urls": urls}}
+    await world.run(60)
+    page = await browser.get(f"/generations/{generation['id']}")
+    assert len(policy_of(page)["img-src"].split()) == 1 + HOSTS_MAX  # `'self'`, too.
+    assert page.text.count("<img") == HOSTS_MAX
+    assert set(urls) <= set(re.findall(r'href="([^"]+)"', page.text))
 
 
 def test_a_generation_without_files_has_none() -> None:

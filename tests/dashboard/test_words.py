@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jinja2
 import msgspec
 import pytest
+from jinja2 import nodes
 
 from service.dashboard.media import read_files
 from service.model.errors import StorageError
@@ -17,6 +19,7 @@ from tests.dashboard.test_live import link_of
 from tests.dashboard.test_offers import reader_with
 from tests.harness import Harness, create_answer, opened
 
+TEMPLATES = Path(__file__).parents[2] / "service/dashboard/templates"
 HEADERS = re.compile(r"<body hx-headers='\{\"X-Form-Token\": \"([^\"]+)\"\}'>")
 
 
@@ -203,3 +206,19 @@ def test_a_file_of_a_host_that_no_policy_can_name_is_linked(host: str) -> None:
     url = f"https://{host}/a.png"
     [medium] = read_files({"output": {"files": [{"url": url}]}}, 0)
     assert (medium.url, medium.origin) == (url, "")
+
+
+def names_unused(*templates: str) -> set[str]:
+    """The names that templates set, and that neither they nor what they include use."""
+    trees = [jinja2.Environment(autoescape=True).parse(text) for text in templates]
+    names = [name for tree in trees for name in tree.find_all(nodes.Name)]
+    assigned = [each.target for tree in trees for each in tree.find_all(nodes.Assign)]
+    made = {each.name for each in assigned if isinstance(each, nodes.Name)}
+    return made - {name.name for name in names if name.ctx == "load"}
+
+
+def test_templates_use_what_they_set() -> None:
+    assert names_unused("{% set a = b %}", "{% set b = 1 %}") == {"a"}
+    templates = list(TEMPLATES.glob("*.html"))
+    assert len(templates) > 20
+    assert names_unused(*(path.read_text("utf-8") for path in templates)) == set()
