@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.test_documented import ID, normal
 from tests.cli.test_serve import surroundings
-from tests.wire.test_frozen import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "README.md").read_text("utf-8")

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from service.settings import VARIABLES
 from service.telemetry import log
 from service.worker import Worker
 from tests.harness import create_answer, settings
+from tests.ports import free_port
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
@@ -89,11 +90,7 @@ def start(folder: Path, *line: str, before: str = "", **environ: str) -> "subpro
 
 @contextmanager
 def started(
-    folder: Path,
-    *line: str,
-    ready: str = '"event":"serving"',
-    before: str = "",
-    **environ: str,
+    folder: Path, *line: str, ready: str = '"event":"serving"', before: str = "", **environ: str
 ) -> Iterator[Running]:
     """A genhook in its own process, killed if a test leaves it running."""
     with start(folder, *line, before=before, **environ) as process:
@@ -556,9 +553,8 @@ def test_a_subscriber_is_created_tested_and_deleted(
 
 
 def test_a_ping_that_fails_is_the_status(genhook: Command) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    _, subscriber = genhook("subscribers", "create", f"http://127.0.0.1:{port}/", "--json")
+    url = f"http://127.0.0.1:{free_port()}/"
+    _, subscriber = genhook("subscribers", "create", url, "--json")
     assert genhook("subscribers", "test", subscriber["id"])[0] == 1
     genhook("subscribers", "delete", subscriber["id"])
 

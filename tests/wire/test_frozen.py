@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests import engine
 from tests.cli.test_serve import END_SECONDS, KEYS, start, started
+from tests.ports import free_port
 
 FROZEN_SECONDS = 1.5
 
@@ -36,7 +36,7 @@ def test_a_process_that_was_frozen_goes_on(tmp_path: Path, worker: str) -> None:
             "GENHOOK_UPSTREAM_URL": f"{sandbox.url}/api/v1",
             "GENHOOK_UPSTREAM_API_KEY": "aio_sandbox",
             "GENHOOK_SAFETY_POLL_SECONDS": "3600",
-            "PORT": str(port := free_port()),
+            "PORT": str(port := free_port()),  # Upstream is told the address before the start.
             "GENHOOK_PUBLIC_URL": f"http://127.0.0.1:{port}",
         }
         with started(tmp_path, "serve", **environ) as running, running.client() as client:
@@ -66,10 +66,3 @@ def check_ready(client: httpx.Client) -> None:
     while (ready := client.get("/readyz")).status_code != 200:
         assert time.monotonic() < ends_at, ready.text
         threading.Event().wait(0.1)
-
-
-def free_port() -> int:
-    """A port that nothing listens on: upstream has to be told the address before the start."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

@@ -12,6 +12,7 @@ from service.delivery.target import SenderClosed, SendError, Target, parse_targe
 from service.delivery.webhook import sender as webhook_sender
 from service.delivery.webhook.egress import Policy
 from service.delivery.webhook.sender import WebhookSender
+from tests.ports import free_port
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -38,13 +39,6 @@ def _repeats_have_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def post(sender: WebhookSender, target: Target, seconds: float = 60) -> int:
     return (await sender.send(target, HEADERS, b"{}", seconds)).status_code
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # Kept connections
