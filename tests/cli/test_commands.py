@@ -204,7 +204,8 @@ def test_callbacks_are_listed_and_shown_as_they_came(
 def test_a_rejected_callback_is_shown_to_operators(
     genhook: Command, service: test_serve.Running
 ) -> None:
-    refused = httpx.post(f"{service.url}/callbacks/apiinone/forged", content=b"a\nb\x1b[2J")
+    url = f"{service.url}/callbacks/apiinone/forged"
+    refused = httpx.post(url, content=b"a\nb\x1b[2J", trust_env=False, timeout=60)
     assert refused.status_code == 404
     _, page = genhook("callbacks", "list", "--verdict", "rejected", "--limit", "1", "--json")
     status, text = genhook("callbacks", "get", page["data"][0]["id"])

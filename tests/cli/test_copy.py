@@ -181,7 +181,7 @@ def test_nothing_uses_a_database_to_which_a_copy_has_not_ended(
     environ = {**KEYS, "GENHOOK_DATABASE_URL": f"sqlite:///{target}"}
     before = rows(target)
     with start(tmp_path, *words, **environ) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     said = (out + err).lower()
     assert "a copy to the database has not ended: run genhook copy again" in said
