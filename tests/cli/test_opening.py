@@ -72,7 +72,6 @@ def put_second_name(path: Path) -> None:
     os.link(path, path.with_name("other.db"))
 
 
-@pytest.mark.timeout(30)  # To open a FIFO would wait for ever.
 @pytest.mark.parametrize(
     ("put", "reason"),
     [
