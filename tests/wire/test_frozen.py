@@ -29,9 +29,8 @@ def test_a_process_that_was_frozen_goes_on(tmp_path: Path, worker: str) -> None:
         with start(tmp_path, "migrate", **KEYS, **database) as migration:
             assert migration.wait(END_SECONDS) == 0
     with started(tmp_path, "sandbox", "--port", "0", ready=" at ") as sandbox:
-        environ = {
-            **KEYS,
-            **database,
+        environ = KEYS | database
+        environ |= {
             "GENHOOK_WORKER": worker,
             "GENHOOK_UPSTREAM_URL": f"{sandbox.url}/api/v1",
             "GENHOOK_UPSTREAM_API_KEY": "aio_sandbox",
