@@ -13,9 +13,16 @@ from urllib.parse import quote, urlsplit
 from service.api import signatures
 from service.cli import calls, descriptors, output
 from service.cli.arguments import Echo, add_json, define
-from service.cli.database_checks import Level, judge_due, judge_indexes, judge_tables
+from service.cli.database_checks import (
+    CLOCK_OFF_MS,
+    Level,
+    judge_due,
+    judge_indexes,
+    judge_schema,
+    judge_tables,
+)
 from service.delivery import signing
-from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
+from service.model.clock import now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of
 from service.settings import Settings, is_loopback, read_settings, unknown_variables
@@ -23,7 +30,6 @@ from service.store.vault import Vault, VaultError
 
 DISK_FAIL_BYTES = 100 << 20
 DISK_WARN_BYTES = 1 << 30
-CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 RELEASED_AT = parse_rfc3339("2026-01-01T00:00:00Z")
 ONLINE_SECONDS = 10.0
 
@@ -72,7 +78,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
         from service.cli import server_checks
 
         server = server_checks.look(settings.database_path)
-        yield from (Finding(*each) for each in server_checks.judge(server, now))
+        yield from (Finding(*each) for each in server_checks.judge(server, settings, now))
         if server.sealed is not None:
             yield _seals(server.sealed, settings)
     else:
@@ -195,11 +201,9 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     from service.store.sqlite import schema
     from service.store.sqlite.statements import statements
 
-    if problem := schema.problem(connection):
-        level: Level = "warn" if schema.is_old(connection) else "fail"
-        yield Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
+    yield (judged := Finding(*judge_schema(schema.problem(connection), schema.latest())))
+    if judged.level != "ok":
         return
-    yield Finding("ok", "schema", f"The schema is {schema.latest()}, which is the latest.")
     # The whole file, which takes a while if it is large: a start does not look for this.
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if damage != "ok":
