@@ -13,7 +13,7 @@ from service.model.generation import OPEN, GenerationStatus
 if TYPE_CHECKING:
     import httpx
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 25  # Some routers, such as those of Heroku and AWS, end a request after 30 or 29 s.
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
 ALL = "/v1/generations"
