@@ -35,6 +35,8 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     if command.path == ALL:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
         more["json"] = values
+    if options.argument_save is not None:
+        saving.prepare(options.argument_save)  # Before something is paid for.
     with calls.connect(options) as connection:
         generation = _request(connection, command, options, more)
         seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS
