@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.api import asgi
 from service.api.problem import unavailable
 from service.app import App, configure_log
+from service.delivery import descriptors
 from service.model.clock import now_ms
 from service.settings import Settings, read_settings
 from service.telemetry import log
@@ -93,7 +94,7 @@ class Entry:
             cut = partial(_cut_secrets, make_redactor(self._settings))
             logging.getLogger("uvicorn.access").addFilter(cut)  # By default it logs each path.
             self._has_log = True
-        app = App(self._settings)
+        app = App(descriptors.raise_limit(self._settings))
         await app.start()
         app.worker.when_ended(partial(_end_process_if_failed, app))
         return app

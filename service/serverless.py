@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api import asgi
 from service.api.problem import Problem, unavailable
 from service.app import App, configure_log
+from service.delivery import descriptors
 from service.model.clock import now_ms
 from service.model.errors import SettingsError, StorageError
 from service.settings import Settings, read_settings
@@ -77,7 +78,7 @@ class Function:
     async def _start(self) -> App:
         """Return the service, which the first event starts. After a StorageError the next tries."""
         if self._app is None:
-            app = App(self._settings)
+            app = App(descriptors.raise_limit(self._settings))
             await app.start()
             self._app = app
         return self._app

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from service.api import signatures
-from service.cli import calls, descriptors, output
+from service.cli import calls, output
 from service.cli.arguments import Echo, add_json, define
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
@@ -22,7 +22,7 @@ from service.cli.database_checks import (
     judge_tables,
 )
 from service.cli.deadline import LateError, deadline
-from service.delivery import signing
+from service.delivery import descriptors, signing
 from service.model.clock import now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of

@@ -84,7 +84,8 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     import msgspec
 
     from service.app import App, configure_log
-    from service.cli import descriptors, server
+    from service.cli import server
+    from service.delivery import descriptors
 
     configure_log(settings, has_sandbox=options.sandbox)
     settings = descriptors.raise_limit(settings)
@@ -111,7 +112,8 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
 
     settings = read_settings()
     from service.app import App, configure_log
-    from service.cli import descriptors, server
+    from service.cli import server
+    from service.delivery import descriptors
 
     configure_log(settings)
     app = App(descriptors.raise_limit(settings))

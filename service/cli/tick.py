@@ -72,8 +72,9 @@ def _print(options: argparse.Namespace, echo: Echo, done: "WorkCounts") -> None:
 async def _tick(settings: Settings, seconds: float, every: float | None, show: Show) -> None:
     from service.app import App
     from service.cli.stopping import Stop, on_signals
+    from service.delivery import descriptors
 
-    app = App(settings)
+    app = App(descriptors.raise_limit(settings))
     stop = Stop(settings.shutdown_seconds, app.begin_stop)
     await app.start(worker=False)
     try:
