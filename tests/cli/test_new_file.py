@@ -35,7 +35,7 @@ def test_a_backup_needs_no_links(database: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_links")
 def test_a_result_is_saved_without_links(tmp_path: Path) -> None:
     generation = {"id": "gen_1", "output": {"files": [{"url": "data:image/png,a"}]}}
-    assert saving.save(generation, str(tmp_path), str)
+    assert saving.save(generation, str(tmp_path), lambda _: None)
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"a"]
 
 
