@@ -127,6 +127,8 @@ def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) ->
             continue
         if source.status != update.status:
             continue  # The update was not applied.
+        if source.task_id is None:
+            continue  # Whether it shares a task is not known.
         for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:
