@@ -1,5 +1,6 @@
 """Reading arbitrary bytes never raises, never invents an outcome, and keeps its limits."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from service.generations import ingest
+from service.telemetry.redact import Redactor
 from service.upstream import contents, documents, lenient, links, scalars, vocabulary, wire
 
 NAMES = """
@@ -34,6 +37,12 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6),
     max_leaves=24,
 )
+# What URLs are made of, where they are read piece by piece.
+PIECES = """
+    / // : https: [ ] @ # % %2e .. \\ ? = & a.png cdn.test \u2100 :99999 data:, ?Expires= &se= 0 x-amz-date=
+    &x-amz-expires= 20260101T000000Z 9999999999999999999999999
+"""
+ODD_TEXTS = st.lists(st.sampled_from([*PIECES.split(), " "]), max_size=5).map("".join)
 BODIES = st.dictionaries(KEYS, VALUES, max_size=8) | st.lists(VALUES, max_size=4)
 STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503]) | st.integers()
 HEADERS = st.dictionaries(
@@ -49,6 +58,12 @@ def nested(count: int, opening: bytes, closing: bytes) -> bytes:
     return opening * count + b"1" + closing * count
 
 
+CONTEXT: Any = SimpleNamespace(
+    redactor=Redactor(["a-secret-of-ours"], "https://genhook.test"),
+    settings=SimpleNamespace(upstream_url="https://upstream.test/api/v1"),
+)
+
+
 def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
     assert isinstance(created, wire.Answer)
@@ -56,8 +71,11 @@ def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     assert isinstance(answer, wire.Answer)
     report = wire.read_callback(body)
     assert report is None or isinstance(report, wire.Report)
-    for value in (created, answer, report):
+    possible = [each.possible for each in (created, answer, report) if isinstance(each, wire.Report)]
+    for value in (created, answer, report, *possible):
         msgspec.json.encode(value)
+        if value is not None:
+            msgspec.json.encode(ingest.update_of(CONTEXT, value))
 
 
 @given(STATUSES, HEADERS, st.binary(max_size=64))
@@ -71,6 +89,20 @@ def test_no_bytes_make_reading_raise(status: int, headers: dict[str, str], body:
 @example(200, {}, {"status": "SUCCESS", "output": {"url": "https://a.test", "expires_at": 1e300}})
 def test_no_json_makes_reading_raise(status: int, headers: dict[str, str], body: Any) -> None:
     read_everything(status, headers, msgspec.json.encode(body))
+
+
+@given(ODD_TEXTS)
+@example("//[x/2.png")
+@example("//a]b")
+@example("//\u2100.com/2.png")
+@example("//[Verse] A harbour")
+def test_no_text_where_a_file_belongs_makes_reading_raise_or_hides_a_file(text: str) -> None:
+    output = [text, "https://cdn.test/1.png"]
+    body = {"data": {"task_id": "t", "status": "SUCCESS", "url": text, "output": output}}
+    read_everything(200, {}, msgspec.json.encode(body))
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report is not None
+    assert output[1] in [file.url for file in report.files]
 
 
 @pytest.mark.parametrize("count", [65, 500, 5_000, 50_000])
