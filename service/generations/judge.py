@@ -70,9 +70,15 @@ async def judge_submission(
 
 
 def _is_equal(holder: Row, generation: Generation) -> bool:
-    """Whether a holder of a task has the model and the input of a generation."""
+    """Whether a holder of a task has the model and the input of a generation.
+
+    A damaged input is equal to none.
+    """
     input_ = holder["input"]  # None if its text is equal.
-    is_same = input_ is None or msgspec.json.decode(input_) == generation.input
+    try:
+        is_same = input_ is None or msgspec.json.decode(input_) == generation.input
+    except msgspec.DecodeError:
+        return False
     return bool(is_same and holder["model"] == generation.model)
 
 
