@@ -46,8 +46,8 @@ ODD_TEXTS = st.lists(st.sampled_from([*PIECES.split(), " "]), max_size=5).map(""
 BODIES = st.dictionaries(KEYS, VALUES, max_size=8) | st.lists(VALUES, max_size=4)
 STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503]) | st.integers()
 HEADERS = st.dictionaries(
-    st.sampled_from(["content-type", "retry-after", "x"]),
-    st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
+    st.sampled_from(["content-type", "retry-after", "x", "location", "x-task-id"]),
+    st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json", "..", "x" * 513]),
 )
 UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
     lambda word: word.strip() != "" and vocabulary.state_of(word) is None
@@ -71,6 +71,9 @@ def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     assert isinstance(answer, wire.Answer)
     report = wire.read_callback(body)
     assert report is None or isinstance(report, wire.Report)
+    for each in (created, answer, report):
+        if isinstance(each, wire.Report):
+            assert {scalars.id_of(id_) for id_ in each.other_ids(None)} == {*each.other_ids(None)}
     possible = [each.possible for each in (created, answer, report) if isinstance(each, wire.Report)]
     for value in (created, answer, report, *possible):
         msgspec.json.encode(value)
