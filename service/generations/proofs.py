@@ -63,9 +63,10 @@ async def write_proofs(
     if doubted:
         await callbacks.doubt(tx, doubted)
     judge.share_outcomes(batch, ends)
-    ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
-    repeated = [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
-    hints += [(arrival, s) for arrival, s in repeated if arrival.generation_id not in ended]
+    # A repeated body is still a hint.
+    hints += [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
+    final = {id_ for id_, generation in batch.generations.items() if generation.is_final}
+    hints = [hint for hint in hints if hint[0].generation_id not in final]
     await batch.write()
     if hints:
         await callbacks.plan_confirmations(tx, hints)

@@ -218,3 +218,29 @@ async def test_an_outcome_without_a_task_is_of_one_generation_though_another_has
         del end["data"]["task_id"]
         await arrive_together(world, (ids[0], end), (ids[1], {"data": {"status": "processing"}}))
         assert [await status_of(world, id_) for id_ in ids] == ["succeeded", "processing"]
+
+
+async def test_a_hint_beside_the_end_of_its_generation_asks_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        id_ = (await world.generate())["id"]
+        await arrive_together(world, (id_, {"status": "completed"}), (id_, success_report("task1")))
+        assert await status_of(world, id_) == "succeeded"
+        await world.run(1)
+        assert world.upstream.polls == []
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_a_repeated_callback_of_a_timed_out_generation_is_a_hint(
+    tmp_path: Path, trust: str
+) -> None:
+    hint = {"data": {"task_id": "task1", "status": "COMPLETED"}}
+    async with opened(tmp_path, callback_trust=trust) as world:
+        generation = await world.generate()
+        await world.call_back(hint)
+        for seconds in (3_600, 1, 60):
+            await world.run(seconds)
+        assert await status_of(world, generation["id"]) == "timed_out"
+        world.upstream.finish("task1")
+        await world.call_back(hint)
+        await world.run(1)
+        assert await status_of(world, generation["id"]) == "succeeded"
