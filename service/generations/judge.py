@@ -154,7 +154,7 @@ async def judge(
         sightings.routes.note_answer(route, generation.id, now)
     others = answer.other_ids(reply.task_id)
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
-    if is_of_another and not await _is_alias(context, sightings, generation, others[0], now):
+    if is_of_another and not await _is_alias(context, sightings, generation, reply, others[0]):
         return await _other_task(context, reply, others[0])
     may_end = answer.state != "processing" or answer.possible is not None
     if others and may_end:
@@ -180,7 +180,7 @@ async def _own_end(
     Beside the task asked for it may list others, such as the latest ones of the account.
     """
     read = partial(context.database.read, tasks.holders)
-    holders = await read(answer.other_ids(task_id), generation.id)
+    holders = await read(answer.other_ids(task_id), generation.id, task_id)
     if not holders:
         return answer
     theirs = {holder["task_id"] for holder in holders}
@@ -189,7 +189,7 @@ async def _own_end(
     own = await reading.read(len(body), read_poll)
     if not isinstance(own, wire.Report) or _outcome_of(own) != _outcome_of(answer):
         return None
-    return None if await read(own.other_ids(task_id), generation.id) else own
+    return None if await read(own.other_ids(task_id), generation.id, task_id) else own
 
 
 def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
@@ -265,24 +265,25 @@ async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
 
 
 async def _is_alias(
-    context: Context, sightings: Sightings, generation: Generation, other_id: str, now: int
+    context: Context, sightings: Sightings, generation: Generation, reply: Reply, other_id: str
 ) -> bool:
     """Whether an id is another name of this generation's task; learn it when it comes often.
 
-    Resellers show the id of the service behind them. Names are stored. A name that a second
-    generation meets is revoked for good.
+    Resellers show the id of the service behind them. Names are stored. A name that a generation
+    with another task meets is revoked for good.
     """
     if context.redactor.json(other_id) != other_id:
         return False  # Upstream repeats a secret of ours, such as the callback URL.
-    database, id_ = context.database, generation.id
-    is_name = await database.read(tasks.is_name, other_id, id_)
-    if await database.read(tasks.another_has, [other_id], id_):
+    database, id_, own = context.database, generation.id, reply.task_id
+    assert own is not None
+    is_name = await database.read(tasks.is_name, other_id, id_, own)
+    if await database.read(tasks.another_has, [other_id], id_, own):
         if is_name is False:
             await database.write(tasks.revoke_name, other_id, tenant=generation.tenant)
         return False
-    if is_name is None and sightings.is_alias(id_, other_id, now):
+    if is_name is None and sightings.is_alias(id_, own, other_id, reply.exchange.at):
         await database.write(tasks.learn_name, other_id, id_, tenant=generation.tenant)
-        is_name = await database.read(tasks.is_name, other_id, id_)
+        is_name = await database.read(tasks.is_name, other_id, id_, own)
     return bool(is_name)
 
 

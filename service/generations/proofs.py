@@ -102,11 +102,11 @@ async def _names_other_task(tx: Transaction, report: wire.Report, generation: Ge
     """
     if _names_only_own(report, generation):
         return False
-    ids = report.task_ids
-    if ids and generation.task_id is not None and generation.task_id not in ids:
+    ids, own = report.task_ids, generation.task_id
+    if ids and own is not None and own not in ids:
         return True
-    others = report.other_ids(generation.task_id)
-    return bool(others) and await tasks.another_has(tx, others, generation.id)
+    others = report.other_ids(own)
+    return bool(others) and await tasks.another_has(tx, others, generation.id, own)
 
 
 def _apply(tx: Transaction, batch: ingest.Batch, generation: Generation, reading: Reading) -> bool:
