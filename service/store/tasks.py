@@ -40,7 +40,7 @@ async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
 async def another_has(
     tx: Transaction, task_ids: Collection[str], generation_id: str, own_task: str | None = None
 ) -> bool:
-    """Return whether another generation has one of the tasks; those with `own_task` do not count."""
+    """Return whether another generation has one of the tasks; `own_task` is shared, not another."""
     return bool(await holders(tx, task_ids, generation_id, own_task, limit=1))
 
 
