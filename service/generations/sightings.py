@@ -3,6 +3,7 @@
 The counts are in memory and bounded. After a restart upstream is polled a few times more.
 """
 
+import hashlib
 from collections import OrderedDict
 
 import msgspec
@@ -24,7 +25,7 @@ ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another 
 class Sighting(msgspec.Struct):
     """What the answers about one generation said, how often, and since when."""
 
-    content: str
+    digest: bytes  # Of what was said, which may be large.
     count: int
     first_at: int
 
@@ -64,9 +65,10 @@ class Sightings:
 
     def note(self, generation_id: str, content: str, now: int) -> Sighting:
         """Count an answer; one with another content begins a new count."""
+        digest = hashlib.sha256(content.encode()).digest()
         sighting = self._by_generation.pop(generation_id, None)
-        if sighting is None or sighting.content != content:
-            sighting = Sighting(content, 0, now)
+        if sighting is None or sighting.digest != digest:
+            sighting = Sighting(digest, 0, now)
         sighting.count += 1
         self._by_generation[generation_id] = sighting
         if len(self._by_generation) > SIGHTINGS_MAX:
@@ -95,5 +97,5 @@ class Sightings:
         return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:
-        """Forget the answers about a generation, as once it has ended."""
+        """Forget the answers about a generation: the latest one says something certain."""
         self._by_generation.pop(generation_id, None)

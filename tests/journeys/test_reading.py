@@ -72,6 +72,11 @@ async def test_the_task_of_another_generation_is_never_another_name(tmp_path: Pa
         assert first["status"] == "processing"
 
 
+def test_what_answers_said_is_remembered_in_few_bytes() -> None:
+    sighting = Sightings().note("gen_a", "https://cdn.example/" * 10_000, 0)
+    assert len(msgspec.json.encode(sighting)) < 200
+
+
 def test_an_id_that_is_met_for_a_second_task_is_no_name() -> None:
     sightings = Sightings()
     assert [sightings.is_alias("gen_a", "t", "x", at) for at in range(3)] == [False, False, True]
