@@ -29,6 +29,7 @@ from service.upstream.ids import ids_as, task_ids_of
 
 _log = log.get()
 
+TEXTS_MAX = 3  # Texts of JSON within each other that are searched for tasks of others.
 CONFLICT_CODE = "task_id_conflict"
 CONFLICT_MESSAGE = "Upstream answered with the task of another generation"
 
@@ -184,12 +185,18 @@ async def _own_end(
     if not holders:
         return answer
     theirs = {holder["task_id"] for holder in holders}
-    body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
-    read_poll = partial(wire.read_poll, 200, {}, body, task_id, generation.input)
-    own = await reading.read(len(body), read_poll)
+    read_own = partial(_read_without, answer, theirs, task_id, generation.input)
+    own = await reading.read(answer.size_bytes, read_own)
     if not isinstance(own, wire.Report) or _outcome_of(own) != _outcome_of(answer):
         return None
     return None if await read(own.other_ids(task_id), generation.id, task_id) else own
+
+
+def _read_without(
+    answer: wire.Report, theirs: Collection[str], task_id: str | None, request: Any
+) -> wire.Answer:
+    body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
+    return wire.read_poll(200, {}, body, task_id, request)
 
 
 def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
@@ -197,17 +204,25 @@ def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
     return answer.state, answer.possible is not None, bool(files)
 
 
-def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -> Any:
-    """Return decoded JSON without the objects that name a task of `theirs` and none of `own`."""
+def _without(
+    value: Any, theirs: Collection[str], own: Collection[str | None], texts: int = TEXTS_MAX
+) -> Any:
+    """Return decoded JSON without the objects that name a task of `theirs` and none of `own`.
+
+    What stands as JSON in more texts within each other than TEXTS_MAX becomes null.
+    """
     if isinstance(value, str):
         opened = lenient.opened(value)  # A text may hold objects as JSON.
-        return value if opened is value else json_text(_without(opened, theirs, own))
+        if opened is value:
+            return value
+        return json_text(_without(opened, theirs, own, texts - 1)) if texts else None
     if isinstance(value, list):
-        return [_without(item, theirs, own) for item in value if not _is_of(item, theirs, own)]
+        items = [item for item in value if not _is_of(item, theirs, own)]
+        return [_without(item, theirs, own, texts) for item in items]
     if not isinstance(value, dict):
         return value
-    pairs = value.items()
-    return {k: _without(v, theirs, own) for k, v in pairs if not _is_of(v, theirs, own)}
+    pairs = [(k, v) for k, v in value.items() if not _is_of(v, theirs, own)]
+    return {k: _without(v, theirs, own, texts) for k, v in pairs}
 
 
 def _is_of(value: Any, theirs: Collection[str], own: Collection[str | None]) -> bool:
