@@ -10,9 +10,7 @@ from service.upstream.contents import NAMES_MAX, Contents, read_contents
 from service.upstream.documents import Document
 from service.upstream.scalars import JsonObject
 
-Outcome = Literal[
-    "refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task", "undecided"
-]
+Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task"]
 
 
 class Report(msgspec.Struct, frozen=True):
