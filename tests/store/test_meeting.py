@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from service.delivery import tenants
-from service.store import generations, retention, stats, subscribers
+from service.store import events, generations, retention, stats, subscribers
 from service.store.database import Row, Transaction
 from service.store.postgres import connection as postgres_connection
 from service.store.postgres import database as postgres_database
@@ -210,3 +211,34 @@ async def test_eight_writers_that_change_the_same_generations_in_any_order_wait_
             async with asyncio.timeout(30):
                 await asyncio.gather(*writes)
         assert await read_deadlocks(tmp_path) == before
+
+
+LOCK = "SELECT id FROM events WHERE id = $1 FOR UPDATE"
+DELIVER = """
+INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, trigger)
+VALUES ('default', 'dlv_1', 'sub_1', $1, 'ping', 'replay')"""
+BLOCKED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+
+
+async def test_an_old_event_that_gets_a_delivery_while_retention_waits_for_it_stays(
+    tmp_path: Path,
+) -> None:
+    """The retention has looked at the deliveries by the time at which it waits."""
+    event = events.new_event("default", "ping", {}, None, 1_000)
+    async with opened_databases(tmp_path, 1) as [database]:
+        await database.write(events.insert, [event])
+        replay = await asyncpg.connect(engine.database_of(tmp_path))
+        watch = await asyncpg.connect(engine.database_of(tmp_path))
+        async with asyncio.timeout(60), replay.transaction():
+            await replay.execute(LOCK, event.id)
+            await replay.execute(DELIVER, event.id)
+            stage = partial(retention._delete_old, "events_old", before=10**12, limit=9)
+            deleting = asyncio.ensure_future(database.write(stage, ""))
+            while not await watch.fetchval(BLOCKED):
+                await asyncio.wait([deleting], timeout=0.002)
+        assert await deleting == (0, None)
+        assert await watch.fetchval("SELECT count(*) FROM events") == 1
+        await replay.close()
+        await watch.close()

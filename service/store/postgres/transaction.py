@@ -87,9 +87,12 @@ class Transaction:
         return await self._lock(name, "FOR KEY SHARE", values)
 
     async def _lock(self, name: str, strength: str, values: Mapping[str, object]) -> list[Row]:
-        sql, bind, tables = statements()[name]
-        sql = f"{sql} {strength} OF {tables}"
+        sql, bind, lock = statements()[name]
+        sql = f"{sql} {strength} OF {lock.tables}"
         rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        if lock.looks_again:
+            locked = {row["id"] for row in rows}
+            rows = [row for row in await self.all(name, **values) if row["id"] in locked]
         return rows
 
     async def lock_names(self, *names: str) -> None:

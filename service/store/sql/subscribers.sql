@@ -111,7 +111,7 @@ SELECT s.id, s.id AS notify_subscriber_id,
     AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id {each}) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
--- lock: s
+-- lock, then look again: s
 
 -- name: subscriber_notify_erase
 -- That of a notify_url, once no other generation has it.
