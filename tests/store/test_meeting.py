@@ -23,6 +23,7 @@ from service.store.postgres.database import Database
 from service.store.vault import Vault
 from tests import engine
 from tests.store.test_lists import generation
+from tests.store.test_postgres import connected, until_blocked
 
 pytestmark = pytest.mark.usefixtures("postgres")
 WRITERS = 8
@@ -217,9 +218,6 @@ LOCK = "SELECT id FROM events WHERE id = $1 FOR UPDATE"
 DELIVER = """
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, trigger)
 VALUES ('default', 'dlv_1', 'sub_1', $1, 'ping', 'replay')"""
-BLOCKED = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 
 async def test_an_old_event_that_gets_a_delivery_while_retention_waits_for_it_stays(
@@ -227,18 +225,13 @@ async def test_an_old_event_that_gets_a_delivery_while_retention_waits_for_it_st
 ) -> None:
     """The retention has looked at the deliveries by the time at which it waits."""
     event = events.new_event("default", "ping", {}, None, 1_000)
-    async with opened_databases(tmp_path, 1) as [database]:
+    async with opened_databases(tmp_path, 1) as [database], connected(database) as replay:
         await database.write(events.insert, [event])
-        replay = await asyncpg.connect(engine.database_of(tmp_path))
-        watch = await asyncpg.connect(engine.database_of(tmp_path))
-        async with asyncio.timeout(60), replay.transaction():
+        async with replay.transaction():
             await replay.execute(LOCK, event.id)
             await replay.execute(DELIVER, event.id)
             stage = partial(retention._delete_old, "events_old", before=10**12, limit=9)
             deleting = asyncio.ensure_future(database.write(stage, ""))
-            while not await watch.fetchval(BLOCKED):
-                await asyncio.wait([deleting], timeout=0.002)
+            await until_blocked(database, deleting)
         assert await deleting == (0, None)
-        assert await watch.fetchval("SELECT count(*) FROM events") == 1
-        await replay.close()
-        await watch.close()
+        assert await replay.fetchval("SELECT count(*) FROM events") == 1

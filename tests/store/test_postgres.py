@@ -18,6 +18,10 @@ from service.store.postgres import database as database_module
 from service.store.postgres.connection import COMMAND_SECONDS
 from tests import engine
 
+BLOCKED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+
 
 @pytest.fixture
 async def database(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Database]:
@@ -59,6 +63,13 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not is_true():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0)  # noqa: TID251
+
+
+async def until_blocked(database: Database, work: "asyncio.Future[Any]") -> None:
+    """Wait until the work is over or waits for a lock."""
+    async with connected(database) as connection, asyncio.timeout(60):
+        while not work.done() and not await connection.fetchval(BLOCKED):
+            await asyncio.wait([work], timeout=0.002)
 
 
 async def number(tx: Transaction) -> int:

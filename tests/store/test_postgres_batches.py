@@ -219,7 +219,7 @@ async def test_readiness_tries_a_commit_while_others_hang_and_a_writer_is_free(
     database: Database, hang: Any, short_wait: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await database.write(increment) == 0
-    monkeypatch.setattr(writes, "_touch", hang)
+    monkeypatch.setattr(writes, "_trial", hang)
     await give_up(database.write(hang))
     assert await database.write_problem() == write_queue.STALLED
     assert len(database._commits) == 2

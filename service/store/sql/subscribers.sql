@@ -97,8 +97,11 @@ SELECT DISTINCT tenant, subscriber_id FROM subscriber_changes WHERE number > :re
 -- name: subscriber_changes_oldest
 SELECT min(number) AS number FROM subscriber_changes;
 
--- name: subscribers_touch_revision
-UPDATE revisions SET number = number WHERE noun = 'subscribers';
+-- name: trial_insert
+INSERT INTO revisions (noun, number) VALUES (:noun, 0);
+
+-- name: trial_delete
+DELETE FROM revisions WHERE noun = :noun;
 
 -- name: subscribers_revision
 SELECT number FROM revisions WHERE noun = 'subscribers';
