@@ -12,8 +12,10 @@ import pytest
 from service.model.errors import StorageBusyError, StorageError
 from service.store import write_queue as queue_module
 from service.store import writes
+from service.store.item import Item
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
+from service.store.write_queue import Queue
 
 
 @pytest.fixture
@@ -97,6 +99,24 @@ async def test_nobody_waits_for_a_disk_that_hangs(
     assert await database.write(write) == 1
     assert await database.write_problem() is None
     assert database._queue._held_bytes == 0
+
+
+async def test_who_was_refused_does_not_go_back_into_the_queue() -> None:
+    queue = Queue(items_max=10)
+    refused, waiting = [Item(write, (), held_bytes=1) for _ in range(2)]
+    queue.put(refused)
+    queue.put(waiting)
+    taken = queue.take()
+    refused.ends_at = 0
+    queue.end_waits()
+    queue.put_back(taken)
+    assert [*queue.take()] == [waiting]
+    queue.finish([waiting])
+    with pytest.raises(StorageBusyError):
+        await refused.future
+    await queue.settle()
+    assert (len(queue), queue._held_bytes) == (0, 0)
+    queue.clear()
 
 
 async def test_a_failed_commit_is_told_and_a_later_one_tried(

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random  # noqa: TID251  two units in conflict must not repeat in step
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -212,23 +213,24 @@ class Database(Writes):
         If they would write more than ROWS_MAX rows, the last ones wait for their next turn: half of
         them at least, since the rows of the first ones are not known, only those of all.
         """
-        try:
-            await self._run_batch(batch)
-        except TooManyRowsError as error:
-            few = max(min(len(batch) // 2, len(batch) * ROWS_MAX // error.rows), 1)
-            self._queue.put_back(batch[few:])
-            await self._commit(batch[:few])
-            return
-        except Exception as error:  # noqa: BLE001  it becomes the callers' error
-            if len(batch) == 1 or is_failure(error):
-                self._fail(batch, error)
-            else:
-                for item in batch:
-                    try:
-                        await self._run_batch([item])
-                    except Exception as own:  # noqa: BLE001  the same
-                        self._fail([item], own)
-        self._queue.finish(batch)
+        parts = deque([batch])
+        while parts:
+            part = self._queue.start(parts.popleft())
+            if not part:
+                continue
+            try:
+                await self._run_batch(part)
+            except TooManyRowsError as error:
+                few = max(min(len(part) // 2, len(part) * ROWS_MAX // error.rows), 1)
+                self._queue.put_back(part[few:])
+                parts.append(part[:few])
+                continue
+            except Exception as error:  # noqa: BLE001  it becomes the callers' error
+                if len(part) > 1 and not is_failure(error):
+                    parts.extend([item] for item in part)
+                    continue
+                self._fail(part, error)
+            self._queue.finish(part)
 
     async def _run_batch(self, batch: Sequence[Item]) -> None:
         """Run one unit, or one batched unit with all its items, and give them their results."""
