@@ -267,6 +267,16 @@ async def test_an_event_that_is_committed_late_is_not_skipped(database: Database
     assert await listed(database, None) == ["evt_2", "evt_1", "evt_3"]
 
 
+async def test_a_cursor_that_is_no_event_begins_after_those_before_it(database: Database) -> None:
+    """The latest of them is committed after the events were ordered, so it has no `seq` yet."""
+    await database.write(events.insert, [event("1"), event("2")])
+    await database.order_events()
+    await database.write(events.insert, [event("3")])
+    page = pages.Page(after="evt_4", ascending=True)
+    rows, _ = await database.search("t", events.list_page, page, "t", None, None)
+    assert rows == []
+
+
 async def test_two_schemas_of_one_database_do_not_see_each_other(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:
