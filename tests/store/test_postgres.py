@@ -277,6 +277,23 @@ async def test_a_cursor_that_is_no_event_begins_after_those_before_it(database: 
     assert rows == []
 
 
+async def test_reads_of_a_database_that_is_closed_fail_as_storage_does(
+    database: Database,
+) -> None:
+    """A request may outlive the stop of its process."""
+    await database.close()
+    for read in (
+        database.read(number),
+        database.search("t", number),
+        database.order_events(),
+        database.schema_problem(),
+    ):
+        with pytest.raises(StorageError):
+            await read
+    await database.open()
+    assert await database.read(number) == 0
+
+
 async def test_two_schemas_of_one_database_do_not_see_each_other(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:

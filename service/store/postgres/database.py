@@ -102,7 +102,7 @@ class Database(Writes):
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await opened.close()
                 opened.terminate()
-        self.lock_connection = self._pool = None  # type: ignore[assignment]
+        self.lock_connection = None  # The pool is closed: it refuses reads that come too late.
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""

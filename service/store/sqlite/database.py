@@ -84,6 +84,7 @@ class Database(Writes):
         self._queue.clear()
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
         if self._checkpoint:
             await self._checkpoint
         await self._readers.close()
