@@ -311,7 +311,8 @@ async def test_a_database_that_is_opened_again_plans_checkpoints(database: Datab
     await database.close()
     await database.open()
     await database.write(put, "b")
-    await run_checkpoint(database)
+    assert database._checkpoint_timer is not None
+    assert not database._checkpoint_timer.cancelled(), "it is the one from before"
 
 
 async def test_close_commits_the_queue_and_refuses_later_writes(tmp_path: Path) -> None:
