@@ -62,7 +62,7 @@ class Writes:
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but it runs after every unit that is queued or in a commit now."""
+        """Like `write_always`, but after the units of `tenant` that are queued or committed now."""
         return self.write_always(unit, *args, tenant=tenant)
 
     @property
@@ -130,7 +130,7 @@ class Writes:
         if not self._queue and self._stream is not None:
             self._wake.clear()
 
-    def _keep(self, items: Sequence[Item], error: str) -> list[Item]:
+    def _plan_retries(self, items: Sequence[Item], error: str) -> list[Item]:
         """Plan a retry of the items that are `always`; return the others.
 
         While the database closes, no retry is planned.

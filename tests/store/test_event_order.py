@@ -260,7 +260,7 @@ async def test_a_copy_waits_until_all_events_are_ordered(
     await database.write(events.insert, [event(1)])
     monkeypatch.setattr(database_module, "READ_SECONDS", 0)
     async with connected(database) as connection:
-        await PostgresSide("a server", connection, database).tables()
+        await PostgresSide("a server", connection, database).prepare()
         assert await seqs(connection) == [1]
 
 

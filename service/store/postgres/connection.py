@@ -184,7 +184,9 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
             sizes = {"min_size": 0, "max_size": connections}
             arguments = _arguments(url, name, settings, is_pooled=is_pooled)
             connect_ = hosts_of(arguments["dsn"]).connect
-            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep, connect=connect_)
+            opened = await asyncpg.create_pool(
+                **arguments, **sizes, reset=_leave_as_it_is, connect=connect_
+            )
     path = {name: _quoted(value) for name, value in _split_search_path(url)[1].items()}
     return Pool(opened, {**settings, **path} if is_pooled else None)
 
@@ -225,7 +227,7 @@ def _check_encoding(encoding: str) -> None:
         )
 
 
-async def _keep(_connection: Any) -> None:
+async def _leave_as_it_is(_connection: Any) -> None:
     """Send no statements that reset a session: a unit leaves nothing in it."""
 
 

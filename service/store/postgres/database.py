@@ -38,7 +38,7 @@ from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Turns, within
-from service.store.postgres.transaction import ROWS_MAX, TooManyRowsError, Transaction
+from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
 from service.store.shards import shard_of
 from service.store.writes import Writes, follow_up
 from service.telemetry import log
@@ -210,8 +210,8 @@ class Database(Writes):
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than ROWS_MAX rows, the last ones wait for their next turn: half of
-        them at least, since the rows of the first ones are not known, only those of all.
+        If they would write more than CHARGED_MAX rows, the last ones wait for their next turn: half
+        of them at least, since the rows of the first ones are not known, only those of all.
         """
         parts = deque([batch])
         while parts:
@@ -221,7 +221,7 @@ class Database(Writes):
             try:
                 await self._run_batch(part)
             except TooManyRowsError as error:
-                few = max(min(len(part) // 2, len(part) * ROWS_MAX // error.rows), 1)
+                few = max(min(len(part) // 2, len(part) * CHARGED_MAX // error.rows), 1)
                 self._queue.put_back(part[few:])
                 parts.append(part[:few])
                 continue
@@ -290,7 +290,7 @@ class Database(Writes):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
-            batch = self._keep(batch, message)
+            batch = self._plan_retries(batch, message)
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(error)
