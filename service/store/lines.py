@@ -94,12 +94,13 @@ class Lines:
         while turns:
             turn, arrival, line = turns[0]
             items, rows = line.items, UNIT_ROWS
-            if items[0].unit in counted:
-                rows += weights.get((items[0].tenant, items[0].unit), UNKNOWN_ROWS)
+            item = items[0]
+            if item.unit in counted:
+                rows += weights.get((item.tenant, item.unit), UNKNOWN_ROWS)
             if rows > room and taken:
                 break
             self._rows, room = turn - line.lead, room - rows
-            items[0].estimate, items[0].line = rows, line.key
+            item.estimate, item.line = rows, line.key
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
