@@ -55,7 +55,7 @@ async def _ask_again_at(
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None
-    asked_at, called_back_at = reply.exchange.at, time_of(latest["id"])
+    asked_at, called_back_at = reply.exchange.at, min(time_of(latest["id"]), tx.now)
     # Commits wait for this, so a large body is not read: it most likely holds a result.
     is_large = len(latest["body"]) > reading.READ_ON_LOOP_BYTES
     report = None if is_large else wire.read_callback(latest["body"])

@@ -57,7 +57,7 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     id_ = sent.id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     if reply.pause_ms:
-        await generations.put_pause(tx, tx.now + reply.pause_ms)
+        await budget.store_pause(tx, context, reply.pause_ms)
     before = batch.generations.get(id_)
     if before is None:
         return sent

@@ -1,5 +1,6 @@
 """Reading arbitrary bytes never raises, never invents an outcome, and keeps its limits."""
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -150,3 +151,26 @@ def test_a_task_id_is_any_text_up_to_its_limit(task_id: str) -> None:
     is_usable = task_id.strip() != "" and len(task_id) <= scalars.MAX_ID_CHARS
     is_usable = is_usable and task_id not in {".", ".."}
     assert report.task_id == (task_id if is_usable else None)
+
+
+def spellings_of_task_id(count: int) -> list[str]:
+    """Names of a task's id that differ in case and separators only."""
+    upper = itertools.product((False, True), repeat=6)
+    separators = itertools.product(("", "_", "-"), repeat=6)
+    names = (
+        "".join(
+            (letter.upper() if is_upper else letter) + separator
+            for letter, is_upper, separator in zip("taskid", uppers, separated, strict=True)
+        )
+        for separated, uppers in itertools.product(separators, [*upper])
+    )
+    return [*itertools.islice(names, count)]
+
+
+@pytest.mark.timeout(40)  # It takes a second; in the square of the ids it would take a minute.
+def test_the_time_grows_with_the_ids_of_a_body_and_not_with_their_square() -> None:
+    names = spellings_of_task_id(45_000)
+    task = {"status": "completed", **{name: f"t{at}" for at, name in enumerate(names)}}
+    report = wire.read_callback(msgspec.json.encode({"data": task}))
+    assert report
+    assert len(report.task_ids) == len(names)

@@ -37,7 +37,7 @@ from service.store.postgres.connection import (
 from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
-from service.store.postgres.reads import READ_SECONDS, Turns, within
+from service.store.postgres.reads import READ_SECONDS, Reads, within
 from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
 from service.store.shards import shard_of
 from service.store.writes import Writes, follow_up
@@ -72,7 +72,7 @@ class Database(Writes):
         self._pool_size = connections - 1
         # One connection is left to the order of events and to notices.
         self._writers_max = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
-        self._turns = Turns(self._pool_size - self._writers_max - 1)
+        self._reads = Reads(self._pool_size - self._writers_max - 1)
         self._writers = asyncio.Semaphore(self._writers_max)
         self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
@@ -120,7 +120,7 @@ class Database(Writes):
 
     async def look(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Return the result of short work on a connection with a snapshot."""
-        return await within(READ_SECONDS, self._turns.read(self._pool, work))
+        return await within(READ_SECONDS, self._reads.read(self._pool, work))
 
     async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
         """See `Writes`. Several commits run at once, so this waits for the earlier ones."""
@@ -133,7 +133,7 @@ class Database(Writes):
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
-        return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
+        return await self._reads.search(self._pool, tenant, partial(self._run_on, unit, args))
 
     async def order_events(self, seconds: float | None = None) -> None:
         """Give every committed event its `seq`. To be called before events are read in order.

@@ -223,9 +223,10 @@ LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.lap, q.tenant;
 
 -- name: pause_put
--- `revisions` holds the numbers that outlive a process.
+-- `revisions` holds the numbers that outlive a process. A clock that was ahead may have stored one.
 INSERT INTO revisions (noun, number) VALUES ('upstream_paused_until', :until)
-ON CONFLICT (noun) DO UPDATE SET number = {greatest}(revisions.number, excluded.number);
+ON CONFLICT (noun) DO UPDATE SET number = CASE WHEN revisions.number > :latest THEN excluded.number
+    ELSE {greatest}(revisions.number, excluded.number) END;
 
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
