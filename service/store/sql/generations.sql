@@ -342,7 +342,7 @@ SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'cancele
         FROM {rows}(CASE WHEN {is_json g.event_ids} THEN g.event_ids ELSE '[]' END) i
         {ordered} JOIN events e ON e.id = i.value {each}) AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
--- lock: g
+-- lock, then look again: g
 
 -- name: generation_delete
 DELETE FROM generations WHERE id = :id;
