@@ -76,7 +76,7 @@ def _check_report(report: wire.Report, body: bytes) -> None:
     assert report.state == "succeeded" or not report.files
     assert report.possible is None or report.state == "processing"
     assert len(report.files) <= results.MAX_FILES
-    assert len(report.word or "") <= documents.MAX_WORD_CHARS
+    assert len(report.word or "") <= vocabulary.WORD_CHARS_MAX
     assert len(report.error_code or "") <= scalars.MAX_TEXT_CHARS
     assert len(report.error_message or "") <= scalars.MAX_TEXT_CHARS
     if report.task_id is not None:
