@@ -23,7 +23,7 @@ from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
-from service.upstream import documents, links, results, scalars, vocabulary, wire
+from service.upstream import links, results, scalars, vocabulary, wire
 from service.upstream.callback_url import CallbackTokens, Claim
 from tests import logs
 from tests.fuzz import answers, world
