@@ -11,9 +11,7 @@ from service.upstream.documents import Document
 from service.upstream.scalars import JsonObject
 
 Source = Literal["status", "body"]
-Outcome = Literal[
-    "refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task", "undecided"
-]
+Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task"]
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -6,12 +6,13 @@ No bytes make these functions raise. Names of headers are in lower case. Nothing
 import base64
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
 
 from service.model.json_names import find_repeated
-from service.upstream import documents, errors, names, results, vocabulary
+from service.upstream import documents, errors, lenient, names, results, vocabulary
 from service.upstream.ids import disliked_id
 from service.upstream.report import Answer, NoReport, Outcome, Report, Source, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
@@ -26,6 +27,7 @@ __all__ = [
     "read_poll",
 ]
 
+JSON_TEXTS_MAX = 1_000  # A callback with more texts of JSON, or in one of them, is no proof.
 _SUCCESS = range(200, 300)
 _FILE_TYPES = ("audio/", "image/", "video/")  # The answer itself is the result.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -292,7 +294,7 @@ def read_callback(body: bytes) -> Report | None:
     if document is None:
         return None
     report = read_report(document)
-    is_clear = document.is_whole and _has_each_name_once(body, document)
+    is_clear = document.is_whole and _has_each_name_once(body, document.raw)
     if is_clear and report.is_proof and not _is_trouble(document, report):
         return report
     return Report(
@@ -305,11 +307,18 @@ def read_callback(body: bytes) -> Report | None:
     )
 
 
-def _has_each_name_once(body: bytes, document: documents.Document) -> bool:
+def _has_each_name_once(body: bytes, decoded: Any) -> bool:
+    """Whether no object has a name twice, also within texts of JSON: one may hold the task."""
     try:
-        return find_repeated(body, document.raw) is None
+        if find_repeated(body, decoded) is not None:
+            return False
     except (ValueError, RecursionError):
         return False  # Only the lenient decoder reads it, so nobody can tell.
+    # A name in a text has quotation marks, which are escaped.
+    texts = lenient.texts_of_json(decoded) if b"\\" in body else ()
+    few = [*islice(texts, JSON_TEXTS_MAX + 1)]
+    held = [(text.encode(), inner) for text, inner in few if inner is not text]
+    return len(few) <= JSON_TEXTS_MAX and all(_has_each_name_once(*pair) for pair in held)
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:

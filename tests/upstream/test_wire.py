@@ -1,7 +1,7 @@
 """Reads every body that API in One, or a provider it resells, is known to send."""
 
 import base64
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -190,7 +190,7 @@ def test_a_client_error_is_never_sent_again(status: int) -> None:
 def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     headers = {"retry-after": "7"}
     answer = wire.read_create(status, headers, b"busy")
-    by = "status" if status == 429 else None
+    by: Literal["status"] | None = "status" if status == 429 else None
     message = f"HTTP {status}: busy"
     assert answer == NoReport("put_off", status, message, "7", str(status), throttled_by=by)
     assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
