@@ -182,77 +182,82 @@ async def hang() -> AsyncIterator[Any]:
     may_end.set()
 
 
-async def give_up(*writes: Any) -> None:
-    """Wait until the callers of these writes have stopped waiting."""
+async def give_up(database: Database, *writes: Any) -> None:
+    """Let the time of all that waits be over, and see that these callers stop waiting."""
+    queue, seconds = database._queue, write_queue.WAIT_SECONDS
+    for item in (*queue._committing, *queue._waiting):
+        item.ends_at -= seconds  # When it began to wait.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write_queue, "WAIT_SECONDS", 0)
+        queue.end_waits()
     results = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(result) for result in results] == [StorageBusyError] * len(writes)
 
 
-@pytest.fixture
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 0.05)
+async def hang_up(database: Database, hang: Any, count: int) -> None:
+    """Let so many commits hang until their callers have stopped waiting."""
+    hanging = [database.write(hang) for _ in range(count)]
+    await until(lambda: len(database._queue._committing) == count)
+    await give_up(database, *hanging)
 
 
 async def test_commits_that_hang_refuse_no_write_while_a_writer_is_free(
     database: Database, hang: Any
 ) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
-        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX - 1)))
+    await hang_up(database, hang, WRITERS_MAX - 1)
     assert database._queue.is_stalled
     assert await database.write(increment) == 0
     assert await database.write_problem() is None
 
 
 async def test_a_commit_that_hangs_is_no_problem_beside_one_that_ended_later(
-    database: Database, hang: Any, monkeypatch: pytest.MonkeyPatch
+    database: Database, hang: Any
 ) -> None:
-    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 1.0)
     hanging = database.write(hang)
-    await until(lambda: bool(database._commits))
+    await until(lambda: bool(database._queue._committing))
     assert await database.write(increment) == 0
-    await give_up(hanging)
+    await give_up(database, hanging)
     assert not database._queue.is_stalled
 
 
 async def test_readiness_tries_a_commit_while_others_hang_and_a_writer_is_free(
-    database: Database, hang: Any, short_wait: None, monkeypatch: pytest.MonkeyPatch
+    database: Database, hang: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await database.write(increment) == 0
     monkeypatch.setattr(writes, "_touch", hang)
-    await give_up(database.write(hang))
-    assert await database.write_problem() == write_queue.STALLED
-    assert len(database._commits) == 2
+    await hang_up(database, hang, 1)
+    looking = asyncio.create_task(database.write_problem())
+    await until(lambda: len(database._queue._committing) == 2)
+    await give_up(database)
+    assert await looking == write_queue.STALLED
 
 
 async def test_writes_are_refused_while_every_writer_hangs(database: Database, hang: Any) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
-        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX)))
+    await hang_up(database, hang, WRITERS_MAX)
     with pytest.raises(StorageBusyError, match="in time"):
         database.write(increment)
     assert await database.write_problem() == write_queue.STALLED
 
 
 async def test_what_is_never_given_up_hides_no_writers_that_hang(
-    database: Database, hang: Any, short_wait: None
+    database: Database, hang: Any
 ) -> None:
     """Upstream's answers to submissions wait for as long as it takes."""
     always: list[Any] = [database.write_always(hang) for _ in range(WRITERS_MAX)]
     await until(lambda: len(database._commits) == WRITERS_MAX)
-    await give_up(database.write(increment))
+    await give_up(database, database.write(increment))
     with pytest.raises(StorageBusyError, match="in time"):
         database.write(increment)
     assert not any(write.done() for write in always)
 
 
 async def test_a_unit_whose_batches_all_hang_is_refused_while_nothing_is_committed(
-    database: Database, short_wait: None
+    database: Database,
 ) -> None:
     """Callbacks alone never use every writer."""
     held = Held()
     try:
-        await give_up(*await fill(database, held))
+        await give_up(database, *await fill(database, held))
         with pytest.raises(StorageBusyError, match="in time"):
             database.write_batched(held.unit, "refused")
         assert await database.write(increment) == 0
@@ -260,10 +265,10 @@ async def test_a_unit_whose_batches_all_hang_is_refused_while_nothing_is_committ
         held.may_end.set()
 
 
-async def test_writes_go_on_once_a_commit_ends(database: Database, short_wait: None) -> None:
+async def test_writes_go_on_once_a_commit_ends(database: Database) -> None:
     held = Held()
     try:
-        await give_up(*await fill(database, held))
+        await give_up(database, *await fill(database, held))
         assert database._queue.is_stalled
     finally:
         held.may_end.set()
