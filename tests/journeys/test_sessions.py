@@ -136,8 +136,9 @@ async def test_what_another_process_commits_during_a_take_over_is_found(
 
 @pytest.mark.parametrize("milliseconds", [MINUTE - 1, MINUTE])
 async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed_over(
-    tmp_path: Path, milliseconds: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, milliseconds: int
 ) -> None:
+    monkeypatch.setattr("service.store.postgres.ownership.LOOK_SECONDS", 3_600)
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         worker = world.app.worker
