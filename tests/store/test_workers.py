@@ -190,7 +190,8 @@ async def test_a_worker_whose_loop_hung_is_replaced_and_repeats_nothing(
             monkeypatch.setattr(worker.ownership, "beat", say_nothing)
             monkeypatch.setattr(locks, "SILENT_SECONDS", 0.5)
             session = worker.session
-            async with worker.ownership._turn:  # The last beat is over.
+            its_right: Any = worker.ownership
+            async with its_right._turn:  # The last beat is over.
                 holding = hanging.database.holding
                 valid_until = ownership.awake_seconds() + 0.2
                 holding.put(holding.shards, valid_until, ownership.awake_seconds)
