@@ -13,7 +13,7 @@ from service.api import asgi
 from service.api.problem import not_found, stopping
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
-from service.delivery import tenants
+from service.delivery import descriptors, tenants
 from service.delivery.target import Sender
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
@@ -64,7 +64,7 @@ class App:
         transport: Transport | None = None,
         sender: Sender | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = descriptors.raise_limit(settings)
         self.database, self._ownership = new_store(settings, clock)
         self.context = Context(
             settings=settings,

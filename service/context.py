@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, Protocol
 from weakref import WeakValueDictionary
 
@@ -14,6 +15,7 @@ from service.model.delivery import DueDelivery
 from service.settings import Settings
 from service.store.database import Database
 from service.store.shards import shard_of
+from service.store.turns import Turns
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
 from service.upstream import catalogue
@@ -105,6 +107,8 @@ class Context(Struct, kw_only=True):
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
     # SHA-256 of each request with an `Idempotency-Key` that runs here, by (tenant, key).
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    # Who is shown a large callback: to redact it takes long.
+    shown: Turns = field(default_factory=partial(Turns, 1))
     role: Literal["web", "worker", "both"] = "web"  # What this process does: serve, work, or both.
     watching: asyncio.Task[None] | None = None  # Looks for other processes' outcomes.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.

@@ -1,5 +1,6 @@
 """An API call, what the process offers to answer it, and answers in JSON."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -15,11 +16,12 @@ from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
+from service.model import json_input
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
-from service.store.rows import decode_rows
+from service.store.rows import view_rows
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -37,7 +39,6 @@ OwnedT = TypeVar("OwnedT", bound=Owned)
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 AFTER_RULE = "must be the `next` of an earlier page"
-EXPLAINED_BYTES_MAX = 64 << 10  # Of a body whose wrong fields are all looked for.
 PAGING = frozenset({"limit", "after", "order"})
 ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
@@ -109,23 +110,26 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return resource
 
     def decode(self, type_: type[BodyT], *, empty: bytes = b"") -> BodyT:
-        """Decode the body, else `empty`. Problem 400 if it is not JSON, 422 for a wrong field."""
+        """Decode the body, else `empty`.
+
+        Problem 400 if it is not JSON or gives a name twice, 422 for a wrong field or too many
+        values.
+        """
+        body, document = self.body or empty, None
         try:
-            return msgspec.json.decode(self.body or empty, type=type_)
+            with contextlib.suppress(msgspec.ValidationError):  # The next line names its field.
+                document = json_input.decode(body)
+            return msgspec.json.decode(body, type=type_)
+        except json_input.ManyValuesError as error:
+            raise _wrong_fields([FieldError("", str(error))]) from None
+        except json_input.RepeatedNameError as error:
+            name = msgspec.json.encode(str(error)[:64]).decode()
+            detail = f"An object of the body gives {name} twice: give each name once."
+            raise Problem(400, "invalid_json", detail) from None
         except msgspec.ValidationError as error:
-            errors = field_errors(str(error), self._document(), type_)
-            detail = "The request has wrong fields."
-            raise Problem(422, "invalid_request", detail, errors) from None
+            raise _wrong_fields(field_errors(str(error), document, type_)) from None
         except (ValueError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
-
-    def _document(self) -> Any:
-        """Return the body's JSON; None if it is large, or not JSON behind its first wrong field."""
-        try:
-            is_small = len(self.body) <= EXPLAINED_BYTES_MAX
-            return msgspec.json.decode(self.body) if is_small else None
-        except (ValueError, RecursionError):
-            return None
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
@@ -179,6 +183,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise bad_query(name, rule) from None
 
 
+def _wrong_fields(errors: Sequence[FieldError]) -> Problem:
+    return Problem(422, "invalid_request", "The request has wrong fields.", errors)
+
+
 def answer(content: Any, status: int = 200) -> Answer:
     """Return an answer in JSON."""
     return Answer(msgspec.json.encode(content), status, media_type="application/json")
@@ -199,7 +207,7 @@ async def answer_page(
     rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list([decoded.view() for decoded in decode_rows(noun, rows)], after)
+    return answer_list(view_rows(noun, rows), after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:

@@ -65,7 +65,9 @@ def depth_errors(value: Any, pointer: str) -> list[FieldError]:
     for _ in range(INPUT_DEPTH_MAX):
         children = (c.values() if isinstance(c, dict) else c for c in level)
         level = [v for group in children for v in group if isinstance(v, dict | list)]
-    return [FieldError(pointer, f"is nested deeper than {INPUT_DEPTH_MAX} levels")] if level else []
+        if not level:
+            return []
+    return [FieldError(pointer, f"is nested deeper than {INPUT_DEPTH_MAX} levels")]
 
 
 def filter_errors(filter_: Filter) -> list[FieldError]:

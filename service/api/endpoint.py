@@ -22,13 +22,11 @@ from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.model.clock import MINUTE
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
-from service.model.json_names import find_repeated
 from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
 from service.store import keys
 from service.store.database import Unit
 from service.store.vault import VaultError
 from service.telemetry import log
-from service.upstream import reading
 
 PARAMETERS_MAX = 100
 NO_BODY_BYTES = 64  # Read of a request that should have no body; `{}` counts as none.
@@ -135,7 +133,7 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             detail = "The search looks at too much: add a filter, or ask for a shorter time."
             problem = Problem(400, "invalid_query", detail)
         case StorageBusyError():
-            problem = unavailable("Too many requests are waiting to be stored.")
+            problem = unavailable("Too many requests are waiting for their turn.")
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
             problem = unavailable("The database did not store the request.")
@@ -233,9 +231,6 @@ async def _read_body(operation: Operation, parts: Parts, request: Request) -> by
     codings = request.headers.get("content-encoding", "").lower().split(",")
     if body and not {coding.strip() for coding in codings} <= {"", "identity"}:
         raise Problem(415, "unsupported_media_type", "Send the body without a Content-Encoding.")
-    if name := await reading.read_of_client(len(body), partial(_find_repeated_name, body)):
-        detail = f"An object of the body gives {name} twice: give each name once."
-        raise Problem(400, "invalid_json", detail)
     return body
 
 
@@ -248,15 +243,6 @@ async def read_form(context: Context, request: Request, bytes_max: int) -> bytes
         raise HTTPException(problem.status, problem.detail, problem.headers) from None
     except DisconnectedError:
         raise ClientDisconnect from None
-
-
-def _find_repeated_name(body: bytes) -> str | None:
-    """Return a name that an object of a body has twice, as JSON; None for a body that is none."""
-    try:
-        name = find_repeated(body, msgspec.json.decode(body))
-    except (ValueError, RecursionError):
-        return None  # `Call.decode` refuses it.
-    return None if name is None else msgspec.json.encode(name[:64]).decode()
 
 
 async def _expect_no_body(request: Request, seconds: float) -> None:

@@ -19,6 +19,8 @@ from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival, StoredCallback
+from service.store.database import T
+from service.store.turns import Turns
 from service.telemetry import log, metrics
 from service.telemetry.brake import Limiter
 from service.upstream import reading
@@ -52,6 +54,7 @@ class Receiver:
         self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Limiter()
         self._signature = signatures.configured(context.settings)
+        self._turns = Turns(1)  # To read large bodies.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 after the callback is committed, else a problem."""
@@ -181,19 +184,27 @@ class Receiver:
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":
             read_proof = partial(proofs.read_proof, self._context, arrival)
-            proof = await reading.read(len(arrival.body), read_proof)
+            proof = await self._read(arrival, tenant, read_proof)
             stored = await write(self._write_proofs, proof)
         else:
             stored = await write(ingest.store_hints, arrival)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
         if stored is not None and stored.is_kept is None:
             # The generation has had many callbacks: only one that reports an outcome is still kept.
-            await reading.read(len(arrival.body), partial(ingest.read_end, arrival))
+            await self._read(arrival, tenant, partial(proofs.read_end, arrival))
             return await self._store(arrival)
         if stored is None:
             self._context.tokens.forget(arrival.generation_id)
             await self._reject(arrival, "token_revoked", _token_invalid())
         return stored
+
+    async def _read(self, arrival: Arrival, tenant: str | None, read: Callable[[], T]) -> T:
+        """Return what `read` makes of the body: of a large one in turn; StorageBusyError."""
+        size = len(arrival.body)
+        if size <= reading.READ_ON_LOOP_BYTES:
+            return read()
+        async with self._turns.turn(tenant or "", size):
+            return await reading.read(size, read)
 
 
 def _is_readable(body: bytes) -> bool:

@@ -2,11 +2,10 @@
 
 import binascii
 import hmac
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +14,7 @@ from service.model import clock
 from service.model.errors import SettingsError
 from service.settings import Settings
 
+T = TypeVar("T")
 Reason = Literal["missing", "malformed", "stale", "wrong"]
 Headers = Mapping[str, str]
 Signed = tuple[bytes, list[str]]  # The signed content, and the signatures in the headers.
@@ -119,16 +119,27 @@ def _read_timestamp(headers: Headers, name: str, now: int) -> int:
 
 def _read_kie_task_id(body: bytes) -> str:
     """Return the task's id: kie.ai documents `data.taskId`, shows `data.task_id`, sends others."""
-    try:
-        document: Any = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        raise SignatureError("malformed") from None
-    data = document.get("data") if isinstance(document, dict) else None
-    for node, name in itertools.product((data, document), ("taskId", "task_id")):
-        task_id = node.get(name) if isinstance(node, dict) else None
-        if isinstance(task_id, str) and task_id:
+    document = _decode(body, _KieNode) or _KieNode()
+    data = _decode(document.data, _KieNode) or _KieNode()
+    for text in (data.task_id, data.snake_task_id, document.task_id, document.snake_task_id):
+        if task_id := _decode(text, str):
             return task_id
     raise SignatureError("malformed")
+
+
+class _KieNode(msgspec.Struct, frozen=True):
+    """An object that may name the task. Before a signature is verified, nothing else is decoded."""
+
+    task_id: msgspec.Raw = msgspec.field(name="taskId", default=msgspec.Raw())
+    snake_task_id: msgspec.Raw = msgspec.field(name="task_id", default=msgspec.Raw())
+    data: msgspec.Raw = msgspec.Raw()
+
+
+def _decode(text: bytes | msgspec.Raw, type_: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(text, type=type_)
+    except (ValueError, RecursionError):
+        return None
 
 
 # kie.ai signs the task's id and the time, not the body. WaveSpeedAI's key is the secret's text.

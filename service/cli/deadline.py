@@ -14,16 +14,18 @@ class LateError(Exception):
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise LateError in the block after this time. Only the main thread may call it."""
+    """Raise LateError in the block after this time.
+
+    Only the main thread may call it, and only one block at a time has the timer.
+    """
 
     def expire(*_: object) -> None:
         raise LateError(f"it takes more than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, expire)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *timer)

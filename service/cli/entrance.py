@@ -7,21 +7,24 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
 
+from service.cli.flow import Flow
 from service.cli.heads import (
     HEAD_BYTES,
     LINES_MAX,
     SLICE_BYTES,
-    measure_one_request,
+    is_one_request,
     read_body_length,
 )
 from service.cli.outgoing import Outgoing
 from service.cli.readers import Reader
 from service.cli.refusals import disconnect, refuse
-from service.cli.serving import HIGH_WATER_LIMIT, FlowControl, HttpToolsProtocol
+from service.cli.serving import HIGH_WATER_LIMIT, HttpToolsProtocol
 from service.cli.turns import Turns
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
@@ -35,21 +38,13 @@ _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
 
 
-class _Flow(FlowControl):
-    """Flow control that stays paused while bytes that were read wait to be parsed."""
-
-    is_held = False
-
-    def resume_reading(self) -> None:
-        if self.read_paused and not self.is_held:
-            super().resume_reading()
-
-
 class Protocol(HttpToolsProtocol):
     """One connection. Each refusal is a problem, and closes the connection.
 
     uvicorn calls a request together with its answer a cycle.
     """
+
+    flow: Flow
 
     def __init__(
         self,
@@ -59,6 +54,7 @@ class Protocol(HttpToolsProtocol):
         connections_max: int,
         turns: Turns,
         slow_readers: dict[Reader, None],
+        is_ending: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         # The parser calls this for each chunk, and a megabyte may come in a million: what costs
@@ -70,18 +66,15 @@ class Protocol(HttpToolsProtocol):
         self._connections_max = connections_max
         self._turns = turns
         self._slow_readers = slow_readers
+        self._is_ending = is_ending
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
-        self._awaited: str | None = "head"  # What the client has to send now; None: nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
-        self._measured: int | None = None  # Of the body that is parsed, if the request came whole.
         self._framing_bytes = 0
         self._keep_alive = False  # Whether the request that is parsed lets the connection live on.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
         self._active: Any = None  # The request that is answered now.
         self._is_half_closed = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
         self._is_lingering = False  # Bytes that the client still sends are dropped.
         self._is_sending = False  # The client has sent bytes that were dropped.
@@ -90,23 +83,26 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
-        self.flow = _Flow(transport)
+        self.flow = Flow(transport, self._seconds, partial(self._refuse, 408))
+        self.flow.expect("head")
         self._outgoing = Outgoing(transport, self.loop, self._close)
         self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
+        if self._is_ending():
+            self.shutdown()
         over = len(self.connections) - self._connections_max
         if over > REFUSED_MAX:
             transport.abort()
         elif over > 0:
             self._refuse(503)
-        self._watch()
+        self.flow.watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget what was not parsed; tell every request that its client has gone."""
         self._unparsed.clear()
-        self._awaited = None
-        self._watch()
+        self.flow.expect(None)
         self._reader.forget()
-        self._outgoing.close = self.transport.close  # So that no reference cycle is left.
+        # So that no reference cycle is left.
+        self._outgoing.close = self.flow.on_late = self.transport.close
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             disconnect(cycle)
         self.pipeline.clear()
@@ -116,22 +112,21 @@ class Protocol(HttpToolsProtocol):
         """Keep the connection while requests of a client that sends no more are answered."""
         self._is_half_closed = True
         self._outgoing.flush()  # The transport closes, unless a request is answered.
-        return self._awaited != "body" and not self._head and self._is_answering()
+        return self.flow.awaited != "body" and not self._head and self._is_answering()
 
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
-        is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
+        is_buffered = self._unparsed or self._head or self.pipeline
+        is_between = self.flow.awaited != "body" and not is_buffered
         if is_between and data[0] in b"\r\n" and not data.strip(b"\r\n"):
             return  # RFC 9112, 2.2: an empty line may follow a request.
         self._unset_keepalive_if_required()
         if self._refusal is not None or self._is_lingering:
             self._is_sending = True
             return
-        self._measured = measure_one_request(data) if is_between else None
-        if self._measured is not None:
+        if is_between and is_one_request(data):
             self._feed(data)
-            if self._awaited != self._timed:  # Most requests are complete, and no timer runs.
-                self._watch()
+            self.flow.watch()
         else:
             self._unparsed += data
             self._parse()
@@ -139,12 +134,9 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = self._measured
-        if self._body_left is None:
-            version = self.parser.get_http_version()
-            self._body_left = read_body_length(self.headers, version)
+        self._body_left = read_body_length(self.headers, self.parser.get_http_version())
         super().on_headers_complete()  # It raises an error if the target is not valid.
-        self._awaited = "body"
+        self.flow.expect("body")
         self.cycle.transport = self._outgoing  # type: ignore[assignment]  # it is what cycles use
         self._keep_alive = self.cycle.keep_alive
         # An answer that begins before much of a body has come ends the connection, and says so.
@@ -158,7 +150,7 @@ class Protocol(HttpToolsProtocol):
         if self._framing_bytes > HEAD_BYTES:
             raise ValueError("so much around a body is refused, though it is complete")
         self._framing_bytes = 0
-        self._awaited = None
+        self.flow.expect(None)
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
@@ -169,12 +161,13 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._reader.watch()
-        if self.cycle.response_complete and (self._awaited == "body" or self.cycle.body):
+        if self.cycle.response_complete and (self.flow.awaited == "body" or self.cycle.body):
             self.cycle.body = bytearray()  # Nobody reads it any more.
+        if self._unparsed or self.flow.awaited is not None:
+            self._unset_keepalive_if_required()  # The connection is not idle.
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
-            self._unset_keepalive_if_required()
             self._parse()
         if self._is_half_closed and not self._is_answering():
             self.transport.close()
@@ -204,11 +197,11 @@ class Protocol(HttpToolsProtocol):
         """Parse what may be parsed in this round; the rest waits for the next, or for answers."""
         planned_bytes = max(len(self._unparsed) - SLICE_BYTES, 0)
         while len(self._unparsed) > planned_bytes and len(self.pipeline) < AHEAD_MAX:
-            if self._awaited == "body":
+            if self.flow.awaited == "body":
                 self._feed(self._take_body())
             elif head := self._take_head():
                 self._feed(head)
-        is_held = self.flow.is_held = bool(self._unparsed)  # type: ignore[attr-defined]
+        is_held = self.flow.is_held = bool(self._unparsed)
         if is_held:
             self.flow.pause_reading()
         elif not (self.pipeline or self._is_full()):
@@ -216,7 +209,7 @@ class Protocol(HttpToolsProtocol):
         if is_held and len(self.pipeline) < AHEAD_MAX and not self._is_planned:
             self._is_planned = True
             self.loop.call_soon(self._go_on)
-        self._watch()
+        self.flow.watch()
 
     def _go_on(self) -> None:
         self._is_planned = False
@@ -244,6 +237,7 @@ class Protocol(HttpToolsProtocol):
         ):
             size = end.end() - len(self._last_bytes)
         data = bytes(self._unparsed[:size])
+        assert data, "a part without a byte would be taken for ever"
         del self._unparsed[:size]
         if self._body_left is None:
             # A whole empty line would match again, and the next part would be empty.
@@ -254,8 +248,8 @@ class Protocol(HttpToolsProtocol):
         """Return the next head once it is complete, without an offer to upgrade."""
         if not self._head:
             self._unparsed = self._unparsed.lstrip(b"\r\n")
-        if self._unparsed:
-            self._awaited = "head"
+        if self._unparsed and self.flow.awaited is None:
+            self.flow.expect("head")
         searched_from = max(0, len(self._head) - 2)
         self._head += self._unparsed
         self._unparsed.clear()
@@ -285,24 +279,13 @@ class Protocol(HttpToolsProtocol):
         if status is not None:
             self._refuse(status)
 
-    def _watch(self) -> None:
-        """Set the timer for what the connection waits for, unless it runs already."""
-        if self._awaited == self._timed:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timed = None, self._awaited
-        if self._awaited is not None:
-            seconds = self._seconds[self._awaited]
-            self._timer = self.loop.call_later(seconds, self._refuse, 408)
-
     def _refuse(self, status: int) -> None:
         """Answer with a problem after the answers to earlier requests, and close."""
         if self._is_lingering:
             return
         self._unparsed.clear()
-        self._refusal = status
-        is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
+        status = self._refusal = self._refusal or status  # One that waits stays what it is.
+        is_begun = self.flow.awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
         answer = refuse(status, self.cycle.scope if is_begun else {"headers": ()})
@@ -318,7 +301,7 @@ class Protocol(HttpToolsProtocol):
     def _close(self) -> None:
         """Close after an answer: at once only if the client has sent all that it meant to."""
         self._outgoing.flush()
-        if self._awaited is not None or self._is_answering():
+        if self.flow.awaited is not None or self._is_answering():
             self._linger()
         else:
             self.transport.close()
@@ -333,7 +316,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         self.pipeline.clear()
         self._is_lingering = True
-        self.flow.is_held = False  # type: ignore[attr-defined]
+        self.flow.is_held = False
         self.flow.resume_reading()
         self._outgoing.end()
         self.loop.call_later(LINGER_SECONDS, self._linger_on, LINGERS_MAX - 1)

@@ -1,4 +1,4 @@
-"""Heads of requests: whether one came whole with its body, and how long the body is."""
+"""Heads of requests: whether the parser may have one at once, and how long its body is."""
 
 import re
 
@@ -10,21 +10,21 @@ SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 
 
-def measure_one_request(data: bytes) -> int | None:
-    """Return the length of the body if these bytes begin one request, and hold nothing after it.
+def is_one_request(data: bytes) -> bool:
+    """Whether these bytes are a head with its body, or with the beginning of it, and no more.
 
-    None if the head is incomplete, or if it has to be checked before the parser gets it. Most
-    requests arrive whole: they need no buffer, and the parser reads head and body in one call.
+    False also for a head that has to be checked before the parser gets it. Most requests arrive
+    whole: they need no buffer, and the parser reads head and body in one call. Only the parser
+    decides how long a body is; here a length of more than 15 digits is left to it.
     """
     size = data.find(b"\n\r\n") + 3
     head = data[:size].lower()
     if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > LINES_MAX:
-        return None
-    if b"upgrade" in head or b"transfer-encoding" in head or head.count(b"\nhost:") != 1:
-        return None
-    match = _LENGTH.search(head)
-    length = int(match[1]) if match else 0
-    return length if len(data) <= size + length else None
+        return False
+    if b"upgrade" in head or b"transfer-encoding" in head:
+        return False
+    length = _LENGTH.match(head, max(head.find(b"\ncontent-length:"), 0))
+    return len(data) <= size + (int(length[1]) if length else 0)
 
 
 def read_body_length(headers: list[tuple[bytes, bytes]], version: str) -> int | None:

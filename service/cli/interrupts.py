@@ -1,6 +1,7 @@
 """Ctrl-C: KeyboardInterrupt while a command works, and a quiet end before and after that.
 
 SIGTERM and SIGHUP end a command at once, except in a block that has to clean up (`cleaned_up`).
+The kernel does that by itself, but not to process 1, which genhook is in most containers.
 """
 
 import contextlib
@@ -12,13 +13,17 @@ from typing import Any
 
 from service.cli.start import INTERRUPTED
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 _IMPORT = "<frozen importlib._bootstrap>"
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Let Ctrl-C print no traceback during the block, nor after it."""
+    """Let Ctrl-C print no traceback during the block, nor after it; let signals end process 1."""
     _set(_end_or_raise)
+    if os.getpid() == 1:
+        for number in ENDING:
+            signal.signal(number, end_by)
     try:
         yield
     finally:
@@ -45,17 +50,24 @@ def cleaned_up() -> Iterator[None]:
             raise KeyboardInterrupt
         handler(number, frame)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in ENDING}
+    taken = {n: handler for n, handler in before.items() if handler in (signal.SIG_DFL, end_by)}
     for number in taken:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
         if came:
-            signal.raise_signal(came[0])
+            end_by(came[0])
+
+
+def end_by(number: int, _frame: FrameType | None = None) -> None:
+    """End the process at once by the signal; process 1 with the status that shells make of it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 def _set(handler: Any) -> None:

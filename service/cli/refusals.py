@@ -33,7 +33,7 @@ def refuse(status: int, scope: Any) -> bytes:
     unlogged = _brake.admit(now_ms())
     if unlogged is not None:
         what = {"status": status, "code": problem.code, "request_id": request_id}
-        _log.warning("request.refused", **what, unlogged=unlogged)
+        _log.info("request.refused", **what, unlogged=unlogged)
     body = problem.body(request_id)
     fields = (
         (b"content-type", PROBLEM_TYPE.encode()),

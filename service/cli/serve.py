@@ -84,10 +84,9 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     import msgspec
 
     from service.app import App, configure_log
-    from service.cli import descriptors, server
+    from service.cli import server
 
     configure_log(settings, has_sandbox=options.sandbox)
-    settings = descriptors.raise_limit(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
@@ -111,10 +110,10 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
 
     settings = read_settings()
     from service.app import App, configure_log
-    from service.cli import descriptors, server
+    from service.cli import server
 
     configure_log(settings)
-    app = App(descriptors.raise_limit(settings))
+    app = App(settings)
     if settings.work_port is None:
         return server.run(server.work(app, None))
     with server.bind(settings.host, settings.work_port) as sock:

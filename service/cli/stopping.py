@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 
+from service.cli import interrupts
 from service.telemetry import log
 
 _log = log.get()
@@ -39,7 +40,7 @@ class Stop:
             _log.info("stopping", signal=signal.Signals(number).name, seconds=self._seconds)
             self.begin()
         elif now - self._signalled_at >= REPEATED_SECONDS:
-            _end_by(number)
+            interrupts.end_by(number)
 
     def begin(self) -> None:
         """Set the deadline and take the actions, once; the process ends then, whatever hangs."""
@@ -66,10 +67,3 @@ def _end_after(has_begun: threading.Event, seconds: float) -> None:
     _log.error("stop.forced")
     threading.Event().wait(LOG_SECONDS)  # For the thread that writes the log.
     os._exit(1)
-
-
-def _end_by(number: int) -> None:
-    """End the process at once, as the signal does where nobody handles it."""
-    asyncio.get_running_loop().remove_signal_handler(number)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-import msgspec
 from starlette.responses import Response
 
 from service.dashboard.acts import Form
 from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
-from service.model.json_names import find_repeated
+from service.model import json_input
 from service.upstream import catalogue
 
 MODELS_MAX = 250  # The whole catalogue: the largest page of the API.
@@ -114,7 +113,7 @@ def _read_input(model: Table, form: Form) -> tuple[dict[str, Any], list[tuple[st
             continue
         try:
             input_[name] = _parse(text, _field_kind(name, schema), schema)
-        except (ValueError, msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             errors.append((f"/{name}", "cannot be read"))
     return input_, errors
 
@@ -127,8 +126,5 @@ def _parse(text: str, kind: str, schema: Table) -> Any:
     if kind in ("integer", "number"):
         return int(text) if text.lstrip("-").isdigit() else float(text)
     if kind == "json":
-        value = msgspec.json.decode(text)
-        if find_repeated(text.encode(), value) is not None:
-            raise ValueError("a name is given twice")
-        return value
+        return json_input.decode(text.encode())
     return text

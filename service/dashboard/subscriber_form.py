@@ -12,8 +12,8 @@ from service.dashboard.acts import Form
 from service.dashboard.calls import ApiCall
 from service.dashboard.formats import write_json
 from service.dashboard.visit import RefusedError, Visit
+from service.model import json_input
 from service.model.event import EVENT_TYPES
-from service.model.json_names import find_repeated
 
 # The fields that the form changes with a PATCH. The status has buttons.
 API_FIELDS = (
@@ -126,12 +126,12 @@ def _read(changed: Texts, texts: Texts) -> tuple[dict[str, Any], Errors]:
 
 def _read_metadata(text: str) -> dict[str, str]:
     try:
-        metadata = msgspec.json.decode(text, type=dict[str, str]) if text.strip() else {}
-    except (msgspec.DecodeError, RecursionError):
+        document = json_input.decode(text.encode()) if text.strip() else {}
+        return msgspec.convert(document, dict[str, str])
+    except json_input.RepeatedNameError:
+        raise ValueError("contains a name twice") from None
+    except (ValueError, RecursionError):
         raise ValueError('must be a JSON object of texts, such as {"team": "pictures"}') from None
-    if find_repeated(text.encode(), metadata) is not None:
-        raise ValueError("contains a name twice")
-    return metadata
 
 
 def _read_headers(text: str) -> dict[str, str]:

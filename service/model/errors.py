@@ -41,7 +41,7 @@ class StorageError(Exception):
 
 
 class StorageBusyError(StorageError):
-    """The queue in front of the database is full. Answered with 503."""
+    """Too many callers wait for the database, or for their turn. Answered with 503."""
 
 
 class SearchTooLongError(StorageError):

@@ -1,6 +1,7 @@
 """Converts rows to structs and back: some columns hold JSON, and integers become booleans."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ from service.store.database import Row, Transaction
 from service.telemetry import log
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 _log = log.get()
 
 # The columns of any table that hold JSON.
@@ -18,6 +20,8 @@ JSON_COLUMNS = (
     *("input", "metadata", "output", "error", "event_ids", "scopes", "event_types"),
     *("filter", "header_names", "retry_schedule_seconds", "response_headers"),
 )
+# Those of a page may have a million values, of clients and upstream: that takes a second to decode.
+COPIED_COLUMNS = ("input", "output")
 # The statements that read a noun by its id, insert it and update it.
 _STATEMENTS: dict[type[msgspec.Struct], Sequence[str]] = {
     delivery.Delivery: ["delivery_by_id"],
@@ -67,10 +71,32 @@ def decode_row(struct: type[T], row: Row) -> T:
 
 def decode_rows(struct: type[T], rows: Iterable[Row]) -> list[T]:
     """Return the rows as structs, without those that cannot be decoded: one holds up no other."""
-    decoded: list[T] = []
+    return _each(partial(decode_row, struct), struct, rows)
+
+
+def view_rows(struct: type[Any], rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return the views of the rows, without those that cannot be decoded.
+
+    Their COPIED_COLUMNS are checked and copied as they are.
+    """
+    return _each(partial(_view_row, struct), struct, rows)
+
+
+def _view_row(struct: type[Any], row: Row) -> dict[str, Any]:
+    copied = {
+        name: msgspec.json.decode(row[name], type=msgspec.Raw)
+        for name in COPIED_COLUMNS
+        if name in row.keys() and row[name] is not None  # noqa: SIM118  a row is no dict
+    }
+    view = decode_row(struct, {**dict(row), **dict.fromkeys(copied, "{}")}).view()
+    return {**view, **copied}
+
+
+def _each(decode: Callable[[Row], V], struct: type[Any], rows: Iterable[Row]) -> list[V]:
+    decoded: list[V] = []
     for row in rows:
         try:
-            decoded.append(decode_row(struct, row))
+            decoded.append(decode(row))
         except (ValueError, RecursionError) as error:
             _log.error("row.unreadable", noun=struct.__name__, id=row["id"], error=str(error))
     return decoded

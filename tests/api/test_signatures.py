@@ -232,10 +232,17 @@ def test_a_wavespeed_signature_covers_bytes_that_are_no_utf8() -> None:
         {"data": {"taskId": 7, "task_id": "task-1"}},
         {"data": None, "taskId": "task-1"},
         {"data": ["task-2"], "task_id": "task-1"},
+        {"data": {"task_id": {"task_id": "task-2"}}, "task_id": "task-1"},
     ],
 )
 def test_kie_finds_the_task_id_where_kie_puts_it(body: dict[str, Any]) -> None:
     assert verdict("kie", kie_headers(), body=json.dumps(body).encode()) == "passed"
+
+
+def test_kie_decodes_nothing_but_the_task_id_before_the_signature_is_verified() -> None:
+    number = b"1e400"  # It cannot be decoded.
+    body = b'{"x":[%s],"data":{"x":%s,"taskId":"task-1"},"task_id":%s}' % ((number,) * 3)
+    assert verdict("kie", kie_headers(), body=body) == "passed"
 
 
 @pytest.mark.parametrize(

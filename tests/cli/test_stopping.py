@@ -1,26 +1,35 @@
 """Signals to serve and work as processes of their own, and the health of a worker alone."""
 
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from service.model.clock import now_ms
 from tests.cli.test_serve import (
+    ADMIN_KEY,
     END_SECONDS,
     KEYS,
+    MAIN,
+    Running,
     SlowUpstream,
     served,
     start,
     started,
+    surroundings,
 )
 from tests.faults import rows
 from tests.harness import opened
@@ -97,6 +106,83 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             assert running.process.stderr is not None
             assert running.process.stderr.read() == ""
         released.set()
+
+
+UNSHARE = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@contextmanager
+def process_one(
+    folder: Path, *line: str, ready: str = "begun", **environ: str
+) -> Iterator[tuple[Running, int]]:
+    """Start Python as process 1, as in a container; yield it with its id out here.
+
+    The status of the process is that of its parent, `unshare`.
+    """
+    if shutil.which("unshare") is None:
+        pytest.skip("no namespace of processes can be made: there is no unshare")
+    tried = subprocess.run(  # noqa: S603  it does nothing
+        [*UNSHARE, "true"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"no namespace of processes can be made: {tried.stderr!r}")
+    with subprocess.Popen(  # noqa: S603  our own code
+        [*UNSHARE, sys.executable, "-c", *line],
+        cwd=folder,
+        env={**surroundings(), **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            running = Running(process, ready)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            yield running, int(children)
+        finally:
+            process.kill()
+
+
+HANDLED = """
+import threading
+from service.cli import interrupts
+with interrupts.handled():
+    {block}
+"""
+WAIT = "print('begun', flush=True); threading.Event().wait()"
+CLEANED_UP = f"""
+    with interrupts.cleaned_up():
+        try: {WAIT}
+        finally: print('cleaned up', flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("block", "printed"), [(WAIT, ""), (CLEANED_UP, "cleaned up\n")])
+def test_a_signal_ends_process_one(tmp_path: Path, block: str, printed: str, number: int) -> None:
+    """The kernel lets no signal end it that it does not handle."""
+    with process_one(tmp_path, HANDLED.format(block=block)) as (running, pid):
+        os.kill(pid, number)
+        out, err = running.process.communicate(timeout=60)
+    assert (running.process.returncode, out, err) == (128 + number, printed, "")
+
+
+def test_a_second_signal_ends_process_one(tmp_path: Path) -> None:
+    environ = {**KEYS, "GENHOOK_SHUTDOWN_SECONDS": "600", "GENHOOK_BODY_SECONDS": "600"}
+    line, ready = (MAIN, "serve", "--port", "0"), '"event":"serving"'
+    head = f"POST /v1/keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN_KEY}\r\n"
+    with (
+        process_one(tmp_path, *line, ready=ready, **environ) as (running, pid),
+        socket.create_connection(("127.0.0.1", urlsplit(running.url).port)) as client,
+    ):
+        # A stop waits for the body.
+        client.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode())
+        assert client.recv(20).startswith(b"HTTP/1.1 100")
+        while running.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(0.2)
+    assert running.process.returncode == 128 + signal.SIGTERM
 
 
 def test_a_stop_that_no_signal_began_ends_by_force_where_no_thread_can_be_started() -> None:

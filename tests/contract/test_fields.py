@@ -114,10 +114,11 @@ async def test_a_field_ends_where_the_contract_says(
 
 
 async def test_a_body_that_is_nested_too_deep_is_refused(world: Harness) -> None:
-    deep = b'{"model": "unheard-of", "input": {"a": ' + b"[" * 100_000
-    answer = await world.client.post("/v1/generations", content=deep)
-    assert breaches(answer) == []
-    assert answer.json()["code"] == "invalid_json"
+    for depth, code in ((5_000, "invalid_json"), (100_000, "invalid_request")):
+        deep = b'{"model": "unheard-of", "input": {"a": ' + b"[" * depth
+        answer = await world.client.post("/v1/generations", content=deep)
+        assert breaches(answer) == []
+        assert answer.json()["code"] == code
 
 
 @pytest.mark.parametrize("depth", [64, 65, 200, 900])

@@ -268,6 +268,12 @@ async def test_a_name_twice_in_json_of_a_form_is_an_error_of_its_field(browser: 
     assert (page.status_code, "input_urls cannot be read" in text_of(page)) == (422, True)
 
 
+async def test_json_of_very_many_values_is_an_error_of_its_field(browser: Browser) -> None:
+    lists = "[" + "[]," * 100_000 + "[]]"
+    page = await browser.post("/models/try", model="flux-2", **{"input.input_urls": lists})
+    assert (page.status_code, "input_urls cannot be read" in text_of(page)) == (422, True)
+
+
 async def test_numbers_choices_and_switches_of_a_form_become_json(
     world: Harness, browser: Browser
 ) -> None:

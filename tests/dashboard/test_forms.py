@@ -4,11 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus, urlencode
 
 import httpx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from service.api import asgi
+from service.dashboard import forms
 from service.dashboard.entry import FORM_BYTES_MAX
 from tests.dashboard.browser import Browser, text_of
 from tests.harness import Harness, opened
@@ -74,3 +78,18 @@ async def test_a_byte_of_a_query_that_is_no_ascii_breaks_no_page(world: Harness)
         answer = await client.get("https://genhook/dashboard/sign-in")
     assert answer.status_code == 200
     assert answer.headers["set-cookie"].endswith("; Secure")
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(min_size=1, max_size=20), max_size=5))
+@example({"a": "= %41+_\r\n\0 ", "_": " =\n", "=": "%"})
+def test_a_form_is_read_as_browsers_write_it(fields: dict[str, str]) -> None:
+    for quote_via in (quote, quote_plus):
+        body = urlencode(fields, quote_via=quote_via).encode()
+        assert dict(forms._parse(body)) == fields
+        assert dict(forms._parse(body.lower())) == dict(parse_qsl(body.lower().decode()))
+
+
+@pytest.mark.parametrize("body", ["a=%", "a=%4", "a=%zz", "a=%%41", "a=%4\n1", "a=é", "a=%ff"])
+async def test_a_form_that_no_browser_writes_is_refused(browser: Browser, body: str) -> None:
+    page = await browser.client.post("/dashboard/models/try", content=body.encode())
+    assert page.status_code == 400

@@ -8,6 +8,8 @@ import httpx
 import msgspec
 import pytest
 
+from service.generations import judge
+from service.store import turns
 from service.telemetry.redact import Redactor
 from service.upstream import documents, reading
 from tests.harness import Harness, opened, success_report
@@ -61,6 +63,28 @@ async def test_large_answers_are_read_and_redacted_in_the_reading_thread(
     assert all(name.startswith("reading") for name in redactors)
 
 
+async def test_tasks_of_others_are_left_out_of_a_large_answer_in_the_reading_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    leave_out = judge._without
+
+    def note(*options: Any) -> Any:
+        threads.add(threading.current_thread().name.split("_")[0])
+        return leave_out(*options)
+
+    monkeypatch.setattr(judge, "_without", note)
+    async with opened(tmp_path, public_url=None) as world:
+        for _ in range(2):
+            await world.generate()
+        content = large("task1", status="SUCCESS", output=[PNG], recent=[{"task_id": "task2"}])
+        world.upstream.poll_replies.append(httpx.Response(200, content=content))
+        await world.run(60)
+        generation = (await world.get("/v1/generations"))["data"][-1]
+        assert generation["status"] == "succeeded"
+    assert threads == {"reading"}
+
+
 async def test_a_large_file_is_redacted_in_the_reading_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +136,53 @@ async def test_no_large_callback_is_read_on_the_loop_or_while_commits_wait(
         assert generation["status"] == "succeeded"
     sizes = {size for name, size in readers if not name.startswith("reading")}
     assert max(sizes) <= reading.READ_ON_LOOP_BYTES
+
+
+async def test_a_large_callback_that_is_proof_waits_for_its_turn_and_not_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.generate()
+        await world.generate()
+        monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+        async with world.app._receiver._turns.turn("another"):
+            late = await world.call_back(content=large("task1", status="SUCCESS", output=[PNG]))
+            assert (late.status_code, late.json()["code"]) == (503, "storage_unavailable")
+            assert (await world.get("/v1/callbacks"))["data"] == []
+            assert (await world.call_back()).status_code == 200  # It is small.
+        again = await world.call_back(
+            index=0, content=large("task1", status="SUCCESS", output=[PNG])
+        )
+        assert again.status_code == 200
+        generations = (await world.get("/v1/generations"))["data"]
+        assert [each["status"] for each in generations] == ["succeeded"] * 2
+
+
+async def test_a_large_callback_is_shown_in_turn_by_a_thread_that_reads_nothing_of_upstream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = dict[int, str]()
+    redact = Redactor.text
+
+    def note(self: Redactor, text: str) -> str:
+        threads[len(text)] = threading.current_thread().name.split("_")[0]
+        return redact(self, text)
+
+    monkeypatch.setattr(Redactor, "text", note)
+    async with opened(tmp_path) as world:
+        await world.generate()
+        bodies = [b'"%s"' % (b"%41" * count) for count in (2_000, 100)]
+        for body in bodies:
+            assert (await world.call_back(content=body)).status_code == 200
+        small, shown = [each["id"] for each in (await world.get("/v1/callbacks"))["data"]]
+        monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+        async with world.app.context.shown.turn("another"):
+            late = await world.client.get(f"/v1/callbacks/{shown}")
+            assert (late.status_code, late.json()["code"]) == (503, "storage_unavailable")
+            assert (await world.get(f"/v1/callbacks/{small}"))["body"] == bodies[1].decode()
+        assert (await world.get(f"/v1/callbacks/{shown}"))["body"] == bodies[0].decode()
+    own = threading.current_thread().name.split("_")[0]
+    assert [threads[len(body)] for body in bodies] == ["reading for clients", own]
 
 
 async def test_a_large_callback_names_the_task_whose_create_answer_was_lost(

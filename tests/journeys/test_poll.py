@@ -120,12 +120,12 @@ def test_the_budget_refills_with_time_up_to_one_second() -> None:
     assert 250 <= next_at <= 251
     assert budget.available(next_at) == 1
     assert budget.available(3_600_000) == 4
-    budget.pause(3_700_000)
-    assert budget.available(3_699_999) == 0
-    assert budget.next_at(3_600_000) == 3_700_000
-    budget.pause(3_650_000)
-    assert budget.next_at(3_600_000) == 3_700_000
-    assert budget.available(3_700_000) == 4
+    budget.pause(3_650_000, 3_600_000)
+    assert budget.available(3_649_999) == 0
+    assert budget.next_at(3_600_000) == 3_650_000
+    budget.pause(3_620_000, 3_600_000)
+    assert budget.next_at(3_600_000) == 3_650_000
+    assert budget.available(3_650_000) == 4
 
 
 def test_a_budget_below_one_poll_a_second_still_allows_polls() -> None:

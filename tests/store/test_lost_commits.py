@@ -207,7 +207,8 @@ async def test_a_journey_ends_the_same_if_every_second_commit_of_a_unit_breaks(
     assert await travel(tmp_path / "broken", lose, **options) == expected
     _whole[str(options)] = expected  # One that differs from this fails no other test.
     assert commits[name], "the journey does not commit this unit"
-    assert commits.keys() <= {*UNITS}, "a unit that is not tested yet"
+    # A beat after a failure tries a commit.
+    assert commits.keys() <= {*UNITS, "_trial"}, "a unit that is not tested yet"
 
 
 async def test_what_is_stored_although_the_client_was_told_otherwise_is_submitted(

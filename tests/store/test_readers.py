@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from service.model.errors import SearchTooLongError, StorageError
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
+from service.store import turns
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.connection import connect
 from service.store.sqlite.file import File
-from service.store.sqlite.readers import READERS, Readers, _Turn
+from service.store.sqlite.readers import READERS, SEARCHES_MAX, Readers
 
 COUNT = """
 WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 50000)
@@ -72,7 +73,7 @@ async def test_a_reader_waits_its_turn_behind_no_loop_of_reads(readers: Readers)
             await are_running.wait()
         before = sum(reads)
         async with asyncio.timeout(60):
-            reader = await readers._take(_Turn())  # Its thread may be late: it is no part of turns.
+            reader = await readers._take(None)  # Its thread may be late: it is no part of turns.
         assert sum(reads) - before <= 4 * loop_count
         readers._give_back(reader)
     finally:
@@ -103,6 +104,39 @@ async def test_a_tenant_searches_on_one_reader_at_a_time(readers: Readers) -> No
     finally:
         hold.release()
     assert await asyncio.gather(*searches) == ["held"] * 5
+
+
+@pytest.mark.parametrize("tenant", ["0", "another"])
+async def test_a_search_does_not_wait_without_end(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch, tenant: str
+) -> None:
+    hold = Hold()
+    held = [asyncio.create_task(readers.search(str(n), hold)) for n in range(SEARCHES_MAX)]
+    await let_run()
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+    try:
+        with pytest.raises(StorageBusyError):
+            await readers.search(tenant, one)
+    finally:
+        hold.release()
+    assert await asyncio.gather(*held) == ["held"] * SEARCHES_MAX
+    assert await readers.search(tenant, one) == 1
+
+
+async def test_a_read_does_not_wait_without_end(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = Hold()
+    held = [asyncio.create_task(readers.read(hold)) for _ in range(READERS)]
+    await let_run()
+    monkeypatch.setattr(readers_module, "TURN_SECONDS", 0)
+    try:
+        with pytest.raises(StorageBusyError):
+            await readers.read(one)
+    finally:
+        hold.release()
+    assert await asyncio.gather(*held) == ["held"] * READERS
+    assert await readers.read(one) == 1
 
 
 async def test_a_search_whose_caller_hung_up_still_counts(readers: Readers) -> None:

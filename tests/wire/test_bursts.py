@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.cli import entrance, heads, readers, turns
+from service.cli import entrance, heads, readers, server, turns
 from service.cli.outgoing import Outgoing
 from service.cli.turns import Turns
+from service.settings import Settings
 from tests.wire.receivers import LOOPS
 from tests.wire.test_entrance import answer_to, echo, post, serving, status_of, texts
 
@@ -75,6 +76,28 @@ async def test_connections_that_come_together_are_taken_together(
         assert rounds < 30  # libuv alone takes one in each.
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_a_connection_that_opens_while_the_server_ends_holds_up_no_end() -> None:
+    """The acceptor has taken it, and the loop is still making its transport."""
+    loop = asyncio.get_running_loop()
+    sock = server.bind("127.0.0.1", 0)
+    running = server.new_server(echo, lifespan="off", settings=Settings(head_seconds=600))
+    serving = asyncio.create_task(running.serve(sockets=[sock]))
+    while not running.started:
+        await pass_round()
+    running.end(loop.time() + 600)
+    while not running.is_ending:
+        await pass_round()
+    client, taken = socket.socketpair()
+    client.setblocking(False)
+    taken.setblocking(False)
+    await loop.connect_accepted_socket(running._new_protocol, taken)
+    async with asyncio.timeout(60):
+        assert await loop.sock_recv(client, 1) == b""
+        await serving
+    client.close()
 
 
 async def large(_scope: Any, _receive: Any, send: Any) -> None:

@@ -1,5 +1,6 @@
 """The files in `deploy/` and the Dockerfile: what is here of what they need is tried for real."""
 
+import configparser
 import json
 import os
 import re
@@ -164,6 +165,14 @@ def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:
         [program, "verify", "--man=no", unit], capture_output=True, text=True, check=False
     )
     assert "genhook.service" not in done.stderr, done.stderr
+
+
+def test_systemd_never_gives_up_to_restart_the_service() -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # Keep the case of names.
+    unit.read_string((DEPLOY / "genhook.service").read_text("utf-8"))
+    assert unit["Service"]["Restart"] == "always"
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 # The image.

@@ -48,14 +48,21 @@ async def serving(app: Any = echo, **options: Any) -> AsyncIterator[int]:
         await task
 
 
-async def answer_to(port: int, *segments: bytes, until_closed: bool = True) -> bytes:
-    """Send segments, each for itself; return what comes back until the server closes."""
+async def answer_to(
+    port: int, *segments: bytes, until_closed: bool = True, ends: bool = False
+) -> bytes:
+    """Send segments, each for itself; return what comes back until the server closes.
+
+    With `ends` the client then says that it sends no more.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for segment in segments:
             writer.write(segment)
             await writer.drain()
             await asyncio.to_thread(lambda: None)  # The server's turn.
+        if ends:
+            writer.write_eof()
         async with asyncio.timeout(60):
             return await reader.read(-1 if until_closed else 65_536)
     finally:
@@ -252,7 +259,15 @@ async def test_endless_framing_is_refused_though_the_body_is_complete() -> None:
     assert b"HTTP/1.1 400 " in answer
 
 
-@pytest.mark.parametrize("bad", [b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", b"BAD\r\n\r\n"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        b"BAD\r\n\r\n",
+    ],
+)
 async def test_the_first_request_of_a_connection_may_be_malformed(
     bad: bytes, console: Console
 ) -> None:
@@ -345,6 +360,7 @@ async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     assert faults(SCHEMAS["Problem"], problem) == []
     [line] = [line for line in console.lines() if line["event"] == "request.refused"]
     assert (line["status"], line["request_id"]) == (status, request_id)
+    assert line["level"] == "info"  # As docs/operations.md says: a stranger's mistake is no alarm.
 
 
 async def test_a_body_that_is_late_is_refused_with_the_requests_own_id() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from service.cli.entrance import Protocol
+from service.cli.flow import Flow
 from service.cli.outgoing import Outgoing
 from tests.logs import Console
 from tests.wire.test_entrance import answer_to, serving, status_of
@@ -149,13 +150,13 @@ async def test_an_empty_line_begins_no_head_that_is_waited_for(
     segments: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[str | None] = []
-    watch = Protocol._watch
+    watch = Flow.watch
 
-    def note(protocol: Protocol) -> None:
-        watch(protocol)
-        waits.append(protocol._timed)
+    def note(flow: Flow) -> None:
+        watch(flow)
+        waits.append(flow.awaited)
 
-    monkeypatch.setattr(Protocol, "_watch", note)
+    monkeypatch.setattr(Flow, "watch", note)
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for more in ((), segments):

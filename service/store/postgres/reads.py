@@ -1,31 +1,28 @@
 """Reads: each on a snapshot, with a time limit. Searches leave a connection to short reads."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 import asyncpg
 
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
 from service.store.postgres.connection import Pool, taken
+from service.store.turns import Turns
 
 READ_SECONDS = 5.0  # Then the caller gets a StorageError.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
 LOCK_SECONDS = 2.0  # For a lock of another program: StorageError, since the search is not to blame.
-TURN_SECONDS = 25.0  # How long a search waits for its turn.
 
 
-class Turns:
+class Reads:
     """Limits reads: `reads_max` at a time, fewer searches, and one search for each tenant."""
 
     def __init__(self, reads_max: int) -> None:
         self._reads = asyncio.Semaphore(reads_max)
-        self._searches = asyncio.Semaphore(max(1, reads_max - 1))
-        self._tenants: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._searches = Turns(max(1, reads_max - 1))
 
     async def read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
         """Return the result of `work(connection)`, with a snapshot, once a connection is free."""
@@ -44,14 +41,7 @@ class Turns:
 
         SearchTooLongError if a statement takes too long; StorageError if nothing answers in time.
         """
-        turn = self._tenants.setdefault(tenant, asyncio.Lock())
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(TURN_SECONDS):
-                    await stack.enter_async_context(turn)
-                    await stack.enter_async_context(self._searches)
-            except TimeoutError:
-                raise StorageError("too many searches wait for the database") from None
+        async with self._searches.turn(tenant):
             return await within(READ_SECONDS, self.read(pool, partial(_search, work)))
 
 

@@ -1,21 +1,20 @@
 """The connections that read. Callers get them in turn.
 
-A reader that becomes free goes to the caller that has waited longest and may have it, so no caller
-overtakes another by asking again at once. Searches, which may take long, leave one reader to short
-reads. Each tenant searches on one reader at a time, for a limited number of steps.
+A reader that becomes free goes to the caller that has waited longest, so no caller overtakes
+another by asking again at once. Searches, which may take long, leave one reader to short reads.
+Each tenant searches on one reader at a time, for a limited number of steps.
 """
 
 import asyncio
 import contextlib
 import sqlite3
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 
-from service.model.errors import SearchTooLongError, StorageError
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.store.database import T
 from service.store.sqlite.connection import Connection, code_of, connect, is_of_database
 from service.store.sqlite.file import File
+from service.store.turns import TURN_SECONDS, Turns
 
 READERS = 3
 SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
@@ -25,14 +24,6 @@ SEARCH_STEPS_MAX = 20_000_000
 _STEPS_BETWEEN_CHECKS = 10_000
 
 
-@dataclass(slots=True, eq=False)
-class _Turn:
-    """A caller that waits for a reader; `tenant` is None for a short read."""
-
-    tenant: str | None = None
-    reader: asyncio.Future[Connection | None] = field(default_factory=asyncio.Future)
-
-
 class Readers:
     """The readers of one database file. Each is opened when it is needed first."""
 
@@ -40,23 +31,31 @@ class Readers:
         self._file = file
         # The last one used is taken first, so that others are opened only for reads in parallel.
         self._free: list[Connection | None] = [None] * READERS
-        self._turns: deque[_Turn] = deque()
-        self._searching: set[str | None] = set()
+        self._turns = asyncio.Semaphore(READERS)  # Fair: who waits longest goes first.
+        self._searches = Turns(SEARCHES_MAX)
         self._is_closed = False
 
     async def read(self, do: Callable[..., T], *args: object) -> T:
-        """Run `do(connection, *args)` on a reader. It should take a few milliseconds at most."""
-        return await self._run(_Turn(), do, *args)
+        """Run `do(connection, *args)` on a reader. It should take a few milliseconds at most.
+
+        StorageBusyError if none is free within TURN_SECONDS.
+        """
+        return await self._run(do, *args)
 
     async def search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)`, which may take long, when it is the tenant's turn.
 
-        SearchTooLongError after SEARCH_STEPS_MAX. If the caller is canceled, the search still runs
-        to its end and is the tenant's only one until then: a client that hangs up gains nothing.
+        SearchTooLongError after SEARCH_STEPS_MAX; StorageBusyError if its turn does not come. If
+        the caller is canceled, the search still runs to its end and is the tenant's only one until
+        then: a client that hangs up gains nothing.
         """
-        search = asyncio.ensure_future(self._run(_Turn(tenant), _limited, do, *args))
+        search = asyncio.ensure_future(self._search(tenant, do, *args))
         search.add_done_callback(_retrieve_error)
         return await asyncio.shield(search)
+
+    async def _search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
+        async with self._searches.turn(tenant):
+            return await self._run(_limited, do, *args)
 
     async def close(self) -> None:
         """Close every reader, after the reads under way. Later reads raise StorageError."""
@@ -67,7 +66,7 @@ class Readers:
     @contextlib.asynccontextmanager
     async def kept_closed(self) -> AsyncIterator[None]:
         """Close every reader, after the reads under way; none is opened during the block."""
-        readers = [await self._take(_Turn()) for _ in range(READERS)]
+        readers = [await self._take(None) for _ in range(READERS)]
         try:
             for reader in readers:
                 if reader:
@@ -77,8 +76,8 @@ class Readers:
             for _ in readers:
                 self._give_back(None)
 
-    async def _run(self, turn: _Turn, do: Callable[..., T], *args: object) -> T:
-        reader = await self._take(turn)
+    async def _run(self, do: Callable[..., T], *args: object) -> T:
+        reader = await self._take(TURN_SECONDS)
         try:
             if self._is_closed:
                 raise StorageError("the database is closed")
@@ -93,40 +92,23 @@ class Readers:
                 raise StorageError(f"the database failed: {error}") from error
             raise
         finally:
-            self._searching.discard(turn.tenant)
             self._give_back(reader)
 
-    async def _take(self, turn: _Turn) -> Connection | None:
-        """Wait for a reader. A connection that is not open yet is None."""
-        self._turns.append(turn)
-        self._hand_over()
-        try:
-            return await turn.reader
-        except asyncio.CancelledError:
-            if turn in self._turns:
-                self._turns.remove(turn)
-            else:
-                self._searching.discard(turn.tenant)
-                self._give_back(turn.reader.result())
-            raise
+    async def _take(self, seconds: float | None) -> Connection | None:
+        """Wait for a reader, at most so long. A connection that is not open yet is None."""
+        if self._turns.locked():  # A timer starts only for a wait.
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise StorageBusyError("too many reads wait for the database") from None
+        else:
+            await self._turns.acquire()
+        return self._free.pop()
 
     def _give_back(self, reader: Connection | None) -> None:
         self._free.append(reader)
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Give free readers to the waiting callers in turn, except to searches that must wait."""
-        for turn in list(self._turns):
-            if not self._free:
-                return
-            if turn.reader.done():
-                continue  # The caller was canceled and will leave.
-            if turn.tenant is not None:
-                if len(self._searching) >= SEARCHES_MAX or turn.tenant in self._searching:
-                    continue
-                self._searching.add(turn.tenant)
-            self._turns.remove(turn)
-            turn.reader.set_result(self._free.pop())
+        self._turns.release()
 
 
 def _limited(connection: sqlite3.Connection, do: Callable[..., T], *args: object) -> T:
