@@ -498,7 +498,13 @@ async def test_concurrent_ticks_do_the_work_once(tmp_path: Path) -> None:
         for _ in range(5):
             await world.generate(POLLED)
         world.clock.advance(3)
-        answers = await asyncio.gather(*(world.client.post("/v1/tick") for _ in range(4)))
+        hanging = DelayedAnswer(httpx.Response(200, json=success_report("task1")))
+        world.upstream.poll_replies.append(hanging.reply)
+        ticks = [asyncio.create_task(world.client.post("/v1/tick")) for _ in range(4)]
+        for refused in itertools.islice(asyncio.as_completed(ticks), 3):
+            await refused
+        hanging.release()
+        answers = await asyncio.gather(*ticks)
         assert {answer.status_code for answer in answers} == {200}
         assert sum(answer.json()["polled"] for answer in answers) == 5
         assert len(world.upstream.polls) == 5

@@ -125,7 +125,7 @@ async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_ti
         worker.start()
         await wait_until_working(world)
         session = worker.session
-        await worker.tick(20)
+        await worker.tick(60)
         assert worker.session is session
         assert worker.dispatcher.is_open
         assert works(world.app)

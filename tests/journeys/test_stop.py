@@ -127,8 +127,10 @@ async def test_a_tick_ends_on_time_though_a_submission_hangs(tmp_path: Path) -> 
     async with put_off_submission(tmp_path) as world:
         upstream, worker = HangingUpstream(world), world.app.worker
         async with asyncio.timeout(60):
+            seconds = 0.2
             while not upstream.asked.is_set():  # On a busy machine a look may take 0.2 s.
-                assert (await worker.tick(0.2)).more
+                assert (await worker.tick(seconds)).more
+                seconds *= 2
         assert worker.submitter.in_flight  # It is not cancelled: it would be lost.
         upstream.answers.set()
         while worker.ownership.is_held:
@@ -150,7 +152,7 @@ async def test_a_tick_ends_on_time_though_a_step_hangs(
         worker = world.app.worker
         monkeypatch.setattr(worker.poller, "expire_due", hang)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert (await worker.tick(0.2)).more
         finally:
             goes_on.set()
@@ -187,6 +189,6 @@ async def test_all_that_may_finish_has_nine_tenths_of_the_time(
     stop.begin()
     [ends_at] = began
     assert ends_at is not None
-    assert 4.5 <= ends_at - now < 5.0
+    assert now + 4.5 <= ends_at <= asyncio.get_running_loop().time() + 4.5
     [(has_begun, seconds)] = [each.kwargs["args"] for each in threads.call_args_list]
     assert (has_begun.is_set(), seconds) == (True, 5.0)

@@ -4,6 +4,7 @@ import asyncio
 import random  # noqa: TID251  from a seed
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,7 @@ async def test_the_sweep_goes_on_while_the_events_cannot_be_ordered_in_time(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Order, "extend", hang)
-    monkeypatch.setattr(database_module, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(database, "order_events", partial(database.order_events, 0.05))
     sweep = retention.Sweep()
     await retention.run_due(database, sweep, 30, START)
     assert sweep.fold_at > START, "the usage was not added up"

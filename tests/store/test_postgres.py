@@ -315,7 +315,8 @@ async def test_a_schema_of_a_newer_genhook_is_refused(database: Database) -> Non
             with pytest.raises(StorageError, match="made by a newer genhook"):
                 await database.migrate()
         finally:
-            await connection.execute("UPDATE schema_version SET number = 1")
+            latest = database.schema_version
+            await connection.execute("UPDATE schema_version SET number = $1", latest)
 
 
 async def test_rows_of_one_insert_are_stored_by_one_execution(database: Database) -> None:

@@ -93,15 +93,18 @@ async def test_what_the_schema_lacks_is_its_fault_and_upstreams_answer_waits_for
 
 
 async def test_a_search_that_waits_for_a_lock_is_not_said_to_look_at_too_much(
-    database: Database,
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unit(tx: Any) -> Any:
         return await tx.select("SELECT id FROM events LIMIT 1", {})
 
     async with connected(database) as other, other.transaction():
         await other.execute("LOCK TABLE events")
-        with pytest.raises(StorageError) as caught:
-            await database.search("default", unit)
+        with monkeypatch.context() as patched:
+            patched.setattr(reads, "LOCK_SECONDS", 0.1)
+            patched.setattr(reads, "SEARCH_SECONDS", 4)
+            with pytest.raises(StorageError) as caught:
+                await database.search("default", unit)
     assert not isinstance(caught.value, SearchTooLongError)
     assert await database.search("default", unit) == []
 

@@ -95,7 +95,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(
         assert database.queued == 1
     assert await always == 1
     assert await revision(database) == 2, "a unit that was given up in the queue has run"
-    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 5)
+    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 60)
     assert await database.write(write) == 1
     assert await database.write_problem() is None
     assert database._queue._held_bytes == 0
@@ -126,6 +126,7 @@ async def test_a_failed_commit_is_told_and_a_later_one_tried(
     await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
     assert await database.write_problem() is None, "a commit is tried though one was just made"
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(writes, "FAILING_SECONDS", 3_600)
     assert "readonly" in str(await database.write_problem())
     await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
     assert await database.write(write) == 1

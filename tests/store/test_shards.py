@@ -14,7 +14,7 @@ from service.store import writes
 from service.store.database import Transaction
 from service.store.postgres import Database, ShardLocks, locks, ownership
 from service.store.shards import ALL, SHARDS, choose_surplus, shard_of, share_of
-from tests import engine
+from tests import engine, limits
 from tests.store.test_postgres import connected, kill_all, opened, until, until_blocked
 
 ROUNDS = 4  # Beats of each after which the shares are even.
@@ -173,7 +173,13 @@ async def test_shards_are_not_valid_for_long_after_the_last_beat(database: Datab
         assert worker.is_held
         await worker.beat()
         assert (worker.shards, database.holds("sub_1")) == (ALL, True)
-    assert ownership.VALID_SECONDS < locks.SILENT_SECONDS
+
+
+def test_shards_are_invalid_before_others_may_have_them() -> None:
+    """As the service has it: the limits of the tests are others."""
+    postgres = "service.store.postgres"
+    valid_seconds = limits.OWN[f"{postgres}.ownership.VALID_SECONDS"]
+    assert valid_seconds < limits.OWN[f"{postgres}.locks.SILENT_SECONDS"]
 
 
 async def test_a_worker_that_cannot_commit_shows_no_sign_of_life(
@@ -246,6 +252,8 @@ async def test_a_worker_that_went_silent_is_replaced_with_all_its_connections(
 async def test_a_worker_that_was_silent_itself_replaces_nobody(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
     clock = Seconds()
     async with working(database, clock=clock) as worker:
         view = locks.View(
