@@ -134,9 +134,12 @@ class Lane(Struct, eq=False):
         self.last_failed_at = subscriber.last_failed_at
 
     def drop_recipient(self) -> None:
-        """Forget the subscriber and the waiting deliveries: their rows may have changed."""
+        """Forget the subscriber and the waiting deliveries: their rows may have changed.
+
+        Without a share, the lane has no turn for a slot, whatever it holds until it is read again.
+        """
         self.drop_waiting()
-        self.recipient, self.is_open, self.next_read_at = None, False, 0
+        self.recipient, self.share, self.is_open, self.next_read_at = None, None, False, 0
 
     def drop_waiting(self) -> None:
         """Drop the waiting deliveries, and the result of a read under way."""
