@@ -165,7 +165,7 @@ class Ticks:
         attempted = -1
         while True:
             try:
-                is_due, is_settled = await self._run_steps(session, steps, ends_at, interrupt)
+                is_due, is_settled = await self._run_steps(steps, ends_at, interrupt)
             except TimeoutError:
                 return True
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
@@ -191,11 +191,7 @@ class Ticks:
         return None if until is None else (until - now) / SECOND
 
     async def _run_steps(
-        self,
-        session: Session,
-        steps: list[Step],
-        ends_at: float,
-        interrupt: asyncio.Event | None,
+        self, steps: list[Step], ends_at: float, interrupt: asyncio.Event | None
     ) -> tuple[bool, bool]:
         """Run every step once; wait until the requests that it starts end, or more rows are due.
 
@@ -213,7 +209,7 @@ class Ticks:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
                 steps.remove(step)
-        settling = asyncio.create_task(self._settle(session), name="settling of a tick")
+        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
         await self._wait(settling, self._round_ends_at(due_times, ends_at), interrupt)
         is_settled = settling.done()
         settling.cancel()
@@ -227,12 +223,6 @@ class Ticks:
             return ends_at
         seconds = max((next_at - self._right.context.clock()) / SECOND, ROUND_SECONDS)
         return min(ends_at, asyncio.get_running_loop().time() + seconds)
-
-    async def _settle(self, session: Session) -> None:
-        """Wait for the submissions, polls and attempts that a tick started."""
-        await self._right.submitter.settle_repeated()
-        await self._right.poller.settle()
-        await session.dispatcher.settle()
 
     async def _wait(
         self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None

@@ -25,7 +25,8 @@ from tests.harness import (
     started,
     success_report,
 )
-from tests.journeys.gates import Counting, Gate, queue_answers
+from tests.journeys.gates import Counting, Gate, queue_answers, tick_until_asked
+from tests.journeys.test_stop import HangingUpstream
 
 OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
 GENERATIONS, PROCESSES, RATE = 50, 5, 50.0
@@ -191,6 +192,23 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert [row["status"] for row in page["data"]] == ["delivered"]
 
 
+async def test_a_submission_of_a_client_keeps_no_other_process_from_working(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path, shutdown_seconds=0) as world:
+        await world.generate()
+        upstream = HangingUpstream(world)
+        creating = asyncio.create_task(world.generate())  # In a busy process there is always one.
+        await upstream.asked.wait()
+        world.upstream.finish("task1")
+        assert (await world.call_back()).status_code == 200
+        await driving(world.app)
+        assert world.app.worker.submitter.in_flight
+        assert not works(world.app)
+        upstream.answers.set()
+        await creating
+
+
 async def test_at_a_stop_an_attempt_that_a_drive_started_may_finish(tmp_path: Path) -> None:
     async with driven(tmp_path) as world:
         gate = Gate()
@@ -215,6 +233,7 @@ async def test_a_tick_that_is_cancelled_while_it_begins_keeps_no_right(tmp_path:
         await world.subscribe()
         await world.generate()
         await driving(world.app)
+        await tick_until_asked(world, gate)  # Its drive may have had too little time.
         right = world.app.worker.right
         rest = right.ending
         assert rest is not None
@@ -231,10 +250,12 @@ async def test_a_tick_that_is_cancelled_while_it_begins_keeps_no_right(tmp_path:
 
 async def test_a_tick_at_a_stop_waits_for_nobody_who_waits_for_it(tmp_path: Path) -> None:
     async with driven(tmp_path, drive_seconds=0.1) as world:
-        queue_answers(world, Gate())  # It stays shut: the receiver hangs.
+        gate = Gate()  # It stays shut: the receiver hangs.
+        queue_answers(world, gate)
         await world.subscribe()
         await world.generate()
         await driving(world.app)
+        await tick_until_asked(world, gate)  # Its drive may have had too little time.
         right = world.app.worker.right
         assert right.ending is not None
         right.stopping.set()

@@ -70,7 +70,7 @@ async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_p
         done = await world.app.worker.tick(0.5)
         assert (done.polled, done.more) == (1, True)
         hanging.release()
-        await world.app.worker.settle()
+        await world.app.worker.right.settle()
         assert not (await world.app.worker.tick(20)).more
         [row] = await rows(world, "SELECT status FROM generations")
         assert row["status"] == "succeeded"
