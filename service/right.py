@@ -1,7 +1,7 @@
 """The right to work on the database, which one process has, and its session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 from service.context import Context, wait_for
@@ -43,6 +43,8 @@ class Right:
         self._sweep = retention.Sweep()
         self.steps_under_way: set[asyncio.Task[int | None]] = set()  # Some outlive their tick.
         self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        # Called with the shards that were given up once requests that outlived a tick have ended.
+        self.after_rest: Callable[[Collection[int]], Awaitable[None]]
         self._lock = asyncio.Lock()  # Held while a session begins or ends, and by ticks and drives.
         self._has_loops = False  # Whether the session is that of the loops.
         self.session = self.new_session()  # Not open: it takes and starts nothing.
@@ -126,6 +128,7 @@ class Right:
                 self.session = self.new_session()
                 if is_in_turn:
                     self.poller.budget.begin_turn(self.context.clock())
+            await self.ownership.other_process_committed()  # Later commits count.
             if not self.stopping.is_set():  # A stop lets no more attempts start.
                 self.session.resume(is_in_turn=is_in_turn)
         except BaseException:
@@ -159,7 +162,9 @@ class Right:
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work
             _log.exception("worker.step_failed", step="the rest of a tick")
         async with self._lock:
+            shards = self.ownership.shards
             await self._close()
+        await self.after_rest(shards)
 
     async def _close(self) -> None:
         try:
