@@ -139,7 +139,7 @@ class Right:
     async def _end(self) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
-        in_flight = (*self.submitter.repeated, *self.poller.in_flight, *self.steps_under_way)
+        in_flight = self.submitter.repeated or self.poller.in_flight or self.steps_under_way
         is_settled = self.session.dispatcher.is_settled and not in_flight
         if is_settled and not self.session.debt_seconds():
             await self._close()

@@ -248,14 +248,14 @@ class Ticks:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
                 steps.remove(step)
-        has_waited = self._right.submitter.repeated or self._right.poller.in_flight
+        has_waited = bool(self._right.submitter.repeated or self._right.poller.in_flight)
         settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
         await self._wait(settling, self._round_ends_at(due_times, ends_at), self._requested)
         is_settled = settling.done()
         settling.cancel()
         has_waited = has_waited or dispatcher.attempted > attempted
         is_due = any(at is not None and at <= clock() for at in due_times)
-        is_due = is_due or (is_tick and bool(has_waited))
+        is_due = is_due or (is_tick and has_waited)
         return is_due or bool(self._right.submitter.repeated), is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:

@@ -120,7 +120,7 @@ async def test_a_worker_that_takes_over_during_a_stop_starts_no_attempt(tmp_path
         await gate.wait_for(1)
         started = gate.requests
         worker.start()
-        while not worker.right._lock._waiters:  # type: ignore[attr-defined]
+        while not worker.right._lock._waiters:
             await world.get("/v1/events")
         stopping = asyncio.create_task(world.app.stop())
         while not worker.right._has_loops:
