@@ -97,11 +97,14 @@ class Lane(Struct, eq=False):
     def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
         """Use the subscriber as it is stored now; drop waiting deliveries if it is not active."""
         subscriber = recipient.subscriber
+        is_moved = receiver.origin is not self.receiver.origin
         self.recipient, self.receiver, self.share = recipient, receiver, None
         self.tenant = subscriber.tenant
         self.is_open = subscriber.status == "active"
         if receiver.window is not None:
             self.window = receiver.window
+        elif is_moved:
+            self.window = Window(subscriber.max_in_flight)
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
