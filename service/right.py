@@ -42,7 +42,7 @@ class Right:
         # How far retention has deleted. It may be out of date: deleted rows stay deleted.
         self._sweep = retention.Sweep()
         self.steps_under_way: set[asyncio.Task[int | None]] = set()  # Some outlive their tick.
-        self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick or drive.
         # Called with the shards that were given up once requests that outlived a tick have ended.
         self.after_rest: Callable[[Collection[int]], Awaitable[None]]
         self._lock = asyncio.Lock()  # Held while a session begins or ends, and by ticks and drives.
@@ -58,7 +58,8 @@ class Right:
     async def hold(self, shards: Callable[[], Collection[int]]) -> AsyncIterator[Session | None]:
         """Within, a tick or a drive works in a session; None if another process has the right.
 
-        It takes the free ones of `shards`, which are asked for once nothing else works here.
+        `shards` is called once this process does nothing else; of the shards that it returns, the
+        free ones are taken.
         Requests that are under way by the end go on; after them the session ends.
         """
         async with self._lock:
