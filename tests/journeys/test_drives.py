@@ -26,7 +26,8 @@ from tests.harness import (
     started,
     success_report,
 )
-from tests.journeys.gates import Counting, Gate, queue_answers
+from tests.journeys.gates import Counting, Gate, queue_answers, tick_until_asked
+from tests.journeys.test_stop import HangingUpstream
 
 OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
 GENERATIONS, PROCESSES, RATE = 50, 5, 50.0
@@ -189,6 +190,23 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert [row["status"] for row in page["data"]] == ["delivered"]
 
 
+async def test_a_submission_of_a_client_keeps_no_other_process_from_working(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path, shutdown_seconds=0) as world:
+        await world.generate()
+        upstream = HangingUpstream(world)
+        creating = asyncio.create_task(world.generate())  # In a busy process there is always one.
+        await upstream.asked.wait()
+        world.upstream.finish("task1")
+        assert (await world.call_back()).status_code == 200
+        await driving(world.app)
+        assert world.app.worker.submitter.in_flight
+        assert not works(world.app)
+        upstream.answers.set()
+        await creating
+
+
 async def test_at_a_stop_an_attempt_that_a_drive_started_may_finish(tmp_path: Path) -> None:
     async with driven(tmp_path) as world:
         gate = Gate()
@@ -320,6 +338,80 @@ async def drive_into(world: Harness, gate: Gate) -> None:
         await world.app.worker.ticks.drive(seconds, shard_of(subscriber["id"]))
     await driving(world.app)
     await world.get("/v1/events")  # By now the wait for the attempt has begun.
+
+
+async def submit_without_a_drive(world: Harness) -> None:
+    body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+    headers = {"prefer": "respond-async"}
+    answer = await world.client.post("/v1/generations", json=body, headers=headers)
+    assert answer.status_code == 202
+    await world.app.worker.submitter.settle()
+
+
+async def test_a_tick_works_for_the_requests_of_its_process_while_a_receiver_hangs(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path, drive_seconds=60.0) as world:
+        gate = Gate()
+        await world.generate()
+        world.upstream.finish("task1")
+        queue_answers(world, gate)
+        await world.subscribe()
+        await submit_without_a_drive(world)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        asked = asyncio.Event()
+        world.upstream.on_poll = lambda _task_id: asked.set()
+        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
+        await asked.wait()
+        assert gate.waiting == 1
+        assert not tick.done()
+        gate.is_open.set()
+        assert (await calling).status_code == 200
+        await tick
+
+
+async def test_a_tick_works_on_what_others_commit_while_a_receiver_hangs(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world, beside(world) as other:
+        gate = Gate()
+        await world.generate()
+        world.upstream.finish("task1")
+        await world.app.worker.tick(60)  # Retention is over: nothing else begins another round.
+        queue_answers(world, gate)
+        await world.subscribe()
+        await submit_without_a_drive(world)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        url = world.upstream.callback_url(0)
+        assert (await other.post(url, json=success_report("task1"))).status_code == 200
+        await driving(other._transport.app)  # type: ignore[attr-defined]
+        gate.is_open.set()
+        done = await tick
+        assert (done.polled, done.more, world.upstream.polls) == (1, False, ["task1"])
+
+
+@pytest.mark.sqlite_only("on PostgreSQL a notice may come later than the look")
+async def test_who_let_go_late_looks_again_for_those_who_were_refused(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world, beside(world) as other:
+        gate = Gate()
+        await world.generate()
+        world.upstream.finish("task1")
+        queue_answers(world, gate)
+        await world.subscribe()
+        await submit_without_a_drive(world)
+        await tick_until_asked(world, gate)
+        await driving(world.app)
+        url = world.upstream.callback_url(0)
+        assert (await other.post(url, json=success_report("task1"))).status_code == 200
+        await driving(other._transport.app)  # type: ignore[attr-defined]
+        assert world.upstream.polls == []
+        rest = world.app.worker.right.ending
+        assert rest is not None
+        gate.is_open.set()
+        await rest
+        await driving(world.app)
+        assert world.upstream.polls == ["task1"]
+        assert not works(world.app)
 
 
 async def driving(app: App) -> None:

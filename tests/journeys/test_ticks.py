@@ -83,7 +83,7 @@ async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_p
             assert done.more
         assert polled == 1
         hanging.release()
-        await worker.settle()
+        await worker.right.settle()
         assert not (await worker.tick(60)).more
         [row] = await rows(world, "SELECT status FROM generations")
         assert row["status"] == "succeeded"

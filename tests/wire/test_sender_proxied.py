@@ -278,6 +278,24 @@ async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
         assert caught.value.code == "connect_failed"
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(TimeoutError(), "timeout"), (OSError(), "connect_failed")]
+)
+async def test_a_proxy_that_is_not_found_in_time_is_told_apart(error: OSError, code: str) -> None:
+    async def fail(_host: str, _port: int) -> list[str]:
+        raise error
+
+    sender = ProxiedSender("http://proxy.test:3128", tls_context())
+    try:
+        sender._system_lookup = fail  # type: ignore[assignment]
+        with pytest.raises(SendError) as caught:
+            await sender.send(TARGET, HEADERS, b"{}", 60)
+        assert caught.value.code == code
+    finally:
+        sender._system_lookup = None
+        await sender.close()
+
+
 async def test_a_header_that_changes_the_request_is_refused() -> None:
     async with receiving(always(OK)) as proxy, through(proxy) as sender:
         with pytest.raises(ValueError, match="header"):

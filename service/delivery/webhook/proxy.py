@@ -47,6 +47,8 @@ class ProxiedSender(WebhookSender):
         try:
             async with asyncio.timeout_at(ends_at):
                 addresses = await self._system_lookup(self._proxy_host, self._proxy_port)
+        except TimeoutError as error:
+            raise SendError("timeout", "The outgoing proxy was not found in time.") from error
         except OSError as error:
             raise _proxy_error("was not found") from error
         return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
