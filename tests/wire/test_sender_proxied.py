@@ -269,6 +269,26 @@ async def test_a_proxy_is_reached_at_another_of_its_addresses() -> None:
         assert answer.status_code == 204
 
 
+async def test_a_receiver_behind_a_proxy_with_two_addresses_is_tried_once() -> None:
+    async def lookup(*_: object) -> list[str]:
+        return ["127.0.0.1", "127.0.0.1"]
+
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("receiver.test").configure_cert(server)
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        receiving(tunnel_to(receiver)) as proxy,
+        through(proxy) as sender,
+    ):
+        sender._system_lookup = lookup  # type: ignore[assignment]
+        try:
+            with pytest.raises(SendError) as caught:
+                await sender.send(receiver.target, HEADERS, b"{}", 60)
+        finally:
+            sender._system_lookup = None
+        assert (caught.value.code, proxy.connections) == ("tls_failed", 1)
+
+
 async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
     async with receiving(always(OK)) as proxy:
         pass
