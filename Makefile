@@ -77,7 +77,7 @@ constraints: python ## Pin the newest versions that pyproject.toml allows
 clean: ## Remove .venv and every cache; databases stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
 		.schemathesis .coverage* dist
-	@find service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find service tests bench chaos -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

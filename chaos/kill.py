@@ -73,7 +73,7 @@ POINTS = (
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
-    *("database._touch", "keys.revoke", "keys.record_uses", "signing_secret."),
+    *("writes._trial", "keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
     *("deadlines.move_on", "submit._put_off", "submit._put_back", "answers.plan_without_task"),
 )

@@ -1,10 +1,11 @@
 """The right to work on the database, which one process has, and its session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 from service.context import Context, wait_for
+from service.delivery.lanes import NEVER
 from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
@@ -41,7 +42,9 @@ class Right:
         # How far retention has deleted. It may be out of date: deleted rows stay deleted.
         self._sweep = retention.Sweep()
         self.steps_under_way: set[asyncio.Task[int | None]] = set()  # Some outlive their tick.
-        self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick or drive.
+        # Called with the shards that were given up once requests that outlived a tick have ended.
+        self.after_rest: Callable[[Collection[int]], Awaitable[None]]
         self._lock = asyncio.Lock()  # Held while a session begins or ends, and by ticks and drives.
         self._has_loops = False  # Whether the session is that of the loops.
         self.session = self.new_session()  # Not open: it takes and starts nothing.
@@ -55,7 +58,8 @@ class Right:
     async def hold(self, shards: Callable[[], Collection[int]]) -> AsyncIterator[Session | None]:
         """Within, a tick or a drive works in a session; None if another process has the right.
 
-        It takes the free ones of `shards`, which are asked for once nothing else works here.
+        `shards` is called once this process does nothing else; of the shards that it returns, the
+        free ones are taken.
         Requests that are under way by the end go on; after them the session ends.
         """
         async with self._lock:
@@ -86,10 +90,28 @@ class Right:
                 await self._close()
 
     async def settle(self) -> None:
-        """Wait for all submissions, polls and attempts under way."""
-        await self.submitter.settle()
+        """Wait for the submissions, polls and attempts under way that need the right to work.
+
+        New submissions of clients need none, and a busy process always has one under way.
+        """
+        await self.submitter.settle_repeated()
         await self.poller.settle()
         await self.session.dispatcher.settle()
+
+    async def finish(self) -> None:
+        """After the last step: wait until all that it started has ended and is recorded.
+
+        At a stop, what could not be recorded is tried again every second, until the process ends.
+        """
+        dispatcher = self.session.dispatcher
+        while True:
+            dispatcher.record_again(NEVER if self.stopping.is_set() else self.context.clock())
+            if self.steps_under_way:
+                await asyncio.wait(self.steps_under_way)
+            await self.settle()
+            if dispatcher.is_settled:
+                return
+            await asyncio.sleep(RECORD_AGAIN_SECONDS)  # noqa: TID251  the database fails
 
     async def _begin(self, shards: Callable[[], Collection[int]] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
@@ -107,7 +129,9 @@ class Right:
                 self.session = self.new_session()
                 if is_in_turn:
                     self.poller.budget.begin_turn(self.context.clock())
-            self.session.resume(is_in_turn=is_in_turn)
+            await self.ownership.other_process_committed()  # Later commits count.
+            if not self.stopping.is_set():  # A stop lets no more attempts start.
+                self.session.resume(is_in_turn=is_in_turn)
         except BaseException:
             await self._end()
             raise
@@ -116,7 +140,7 @@ class Right:
     async def _end(self) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
-        in_flight = (*self.submitter.in_flight, *self.poller.in_flight, *self.steps_under_way)
+        in_flight = self.submitter.repeated or self.poller.in_flight or self.steps_under_way
         is_settled = self.session.dispatcher.is_settled and not in_flight
         if is_settled and not self.session.debt_seconds():
             await self._close()
@@ -130,7 +154,8 @@ class Right:
         the lock as well: half of it would leave locks on shards that nobody knows of.
         """
         try:
-            await self._rest()
+            await self.finish()
+            await wait_for(self.stopping, self.session.debt_seconds())
         except asyncio.CancelledError:
             # By who has the lock, and goes on in the session; or by a stop: then it ends now.
             if self._lock.locked():
@@ -138,18 +163,9 @@ class Right:
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work
             _log.exception("worker.step_failed", step="the rest of a tick")
         async with self._lock:
+            shards = self.ownership.shards
             await self._close()
-
-    async def _rest(self) -> None:
-        dispatcher = self.session.dispatcher
-        if self.steps_under_way:
-            await asyncio.wait(self.steps_under_way)
-        await self.settle()
-        while not (dispatcher.is_settled or self.stopping.is_set()):
-            await wait_for(self.stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
-            await dispatcher.run_due(self.context.clock())
-            await self.settle()
-        await wait_for(self.stopping, self.session.debt_seconds())
+        await self.after_rest(shards)
 
     async def _close(self) -> None:
         try:

@@ -62,7 +62,7 @@ class Session:
         self.dispatcher = Dispatcher(context, sender)
         self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempted_before = 0
-        self._in_tick = False
+        self._is_counting = False
         self.is_over = asyncio.Event()  # Set once the loops are to end: it wakes who backs off.
         self._sweep = sweep
         self._is_cleaning = False
@@ -71,7 +71,7 @@ class Session:
         self._shards = NONE  # Those of the last `_follow_shards`.
         self._requests = submitter.in_flight, poller.in_flight
         self._budget = poller.budget
-        self._is_in_turn = False  # Whether processes work in turn, for a short time each.
+        self._processes_alternate = False  # Each then works for a short time.
         self._subscribers_revision = -1  # Before any: the first read takes all as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -95,7 +95,7 @@ class Session:
         The first `watch` finds the rows that are due already, while the loops run: with many lanes
         it takes seconds.
         """
-        self._is_in_turn = is_in_turn
+        self._processes_alternate = is_in_turn
         self.ownership.busy = self._busy
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
@@ -142,9 +142,9 @@ class Session:
         before, self._shards = self._shards, self.ownership.shards
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
-            self._budget.is_shared = self._is_in_turn and share < 1
+            self._budget.is_shared = self._processes_alternate and share < 1
             # A process in turn has few shards and little time: it asks a stored rate for each poll.
-            share = 1.0 if self._is_in_turn else share
+            share = 1.0 if self._processes_alternate else share
             self._budget.take_share(share, self.context.clock())
         if before - self._shards:
             drop_lost(self.dispatcher.lanes, self.context.database.holds)
@@ -152,7 +152,7 @@ class Session:
 
     def debt_seconds(self) -> float:
         """Return for how long to keep the right to work, so that all turns keep the poll rate."""
-        return self._budget.debt_seconds(self.context.clock()) if self._is_in_turn else 0.0
+        return self._budget.debt_seconds(self.context.clock()) if self._processes_alternate else 0.0
 
     def _busy(self) -> set[int]:
         """Return the shards with attempts, submissions or polls under way."""
@@ -180,11 +180,11 @@ class Session:
         """Count the rows that are worked on from now on."""
         self._counts.clear()
         self._attempted_before = self.dispatcher.attempted
-        self._in_tick = True
+        self._is_counting = True
 
     def end_tick(self) -> dict[str, int]:
         """Return how many rows were worked on since the tick began."""
-        self._in_tick = False
+        self._is_counting = False
         return {**self._counts, "attempted": self.dispatcher.attempted - self._attempted_before}
 
     def _counted(
@@ -220,7 +220,7 @@ class Session:
         finally:
             self._is_cleaning = False
         self._counts["deleted"] += deleted
-        if self._in_tick:
+        if self._is_counting:
             return next_at
         ended_at = self.context.clock()
         pause_ms = max(CLEAN_PAUSES * (ended_at - now), CLEAN_PAUSE_MS_MIN)

@@ -6,8 +6,8 @@ Both need the right to work, and do nothing while another process has it.
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
 
 import msgspec
 
@@ -48,7 +48,11 @@ class Ticks:
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Of the requests that the drive works for.
         self._requested = asyncio.Event()  # Set: requests wait for the next turn.
-        self._turn_ended = asyncio.Event()  # Set by the next turn.
+        # Set at the end of the turn that takes up the requests that wait now.
+        self._turn_ended = asyncio.Event()
+        settings = right.context.settings
+        self._drive_seconds = settings.drive_seconds if settings.worker == "off" else 0.0
+        right.after_rest = self._look_again
 
     @property
     def under_way(self) -> list[asyncio.Task[None]]:
@@ -73,11 +77,19 @@ class Ticks:
             if session is None:
                 return WorkCounts(more=True)
             session.begin_tick()
+            steps, has_time = [step for step, _ in session.steps], True
             try:
-                steps = [step for step, _ in session.steps]
-                more = await self._work_until(session, ends_at, steps)
+                while has_time:
+                    turn_ended = self._begin_turn()
+                    try:
+                        more = await self._work_until(session, ends_at, steps, is_tick=True)
+                    finally:
+                        turn_ended.set()
+                    # Requests that came meanwhile share its next turn.
+                    has_time = self._requested.is_set() and not self._is_over(ends_at)
             finally:
                 counts = session.end_tick()
+        await self._look_again(ALL)
         return WorkCounts(**counts, more=more)
 
     async def drive(self, seconds: float, shard: int) -> None:
@@ -88,12 +100,33 @@ class Ticks:
         if self._right.stopping.is_set():
             return
         self._drive_ends_at = asyncio.get_running_loop().time() + seconds
-        self._shards.add(shard)
-        self._requested.set()
         turn_ended = self._turn_ended
+        self._request({shard})
+        await wait_for(turn_ended, seconds)
+
+    def _request(self, shards: Collection[int]) -> None:
+        """Have a turn follow that works on these shards, by a tick or the drive under way."""
+        self._shards.update(shards)
+        self._requested.set()
         if self._driving is None or self._driving.done():
             self._driving = asyncio.create_task(self._drive(), name="drive")
-        await wait_for(turn_ended, seconds)
+
+    async def _look_again(self, shards: Collection[int]) -> None:
+        """After a tick, or after requests that outlived it: drive if others have committed.
+
+        Whoever was refused these shards meanwhile had committed before.
+        """
+        if not self._drive_seconds or self._right.stopping.is_set():
+            return
+        try:
+            is_wanted = await self._right.ownership.other_process_committed()
+        except StorageError as problem:  # The rows stay due for the next request or tick.
+            _log.warning("drive.failed", error=repr(problem))
+            return
+        if is_wanted:
+            ends_at = asyncio.get_running_loop().time() + self._drive_seconds
+            self._drive_ends_at = max(self._drive_ends_at, ends_at)
+            self._request(shards)
 
     async def _drive(self) -> None:
         """Take turns while requests wait for one, or other processes commit without working.
@@ -102,45 +135,51 @@ class Ticks:
         commits once more after it has released the right. On PostgreSQL it may release the right
         before it is notified, so the process that gave up tries once more after HEARD_SECONDS.
         """
-        loop, ownership, is_wanted = asyncio.get_running_loop(), self._right.ownership, True
+        loop, ownership = asyncio.get_running_loop(), self._right.ownership
         may_try_again = True
         try:
-            while is_wanted and not self._right.stopping.is_set():
-                has_worked, is_refused = await self._drive_once()
-                has_time = has_worked and loop.time() < self._drive_ends_at
-                others_wait = has_time and await ownership.other_process_committed()
-                is_wanted = others_wait or self._requested.is_set()
-                if is_refused and may_try_again and not is_wanted:
-                    may_try_again, is_wanted = False, True
+            while self._requested.is_set() and not self._right.stopping.is_set():
+                outcome = await self._drive_once()
+                has_time = outcome != "refused" and loop.time() < self._drive_ends_at
+                if has_time and await ownership.other_process_committed():
+                    self._requested.set()
+                if outcome != "worked" and may_try_again and not self._requested.is_set():
+                    may_try_again = False
+                    self._requested.set()
                     await wait_for(self._right.stopping, HEARD_SECONDS)
         except Exception as error:  # noqa: BLE001  the request is stored, and its rows stay due
             _log.warning("drive.failed", error=repr(error))
         finally:
             self._turn_ended.set()
             self._turn_ended = asyncio.Event()
+            self._requested.clear()
             self._shards.clear()
 
-    async def _drive_once(self) -> tuple[bool, bool]:
-        """Take a turn. Return whether it worked, and whether others hold shards that it needs."""
-        turn_ended, ownership = self._turn_ended, self._right.ownership
+    def _begin_turn(self) -> asyncio.Event:
+        """Take up the requests that wait now; return the event to set at the end of their turn."""
+        turn_ended, self._turn_ended = self._turn_ended, asyncio.Event()
+        self._requested.clear()
+        return turn_ended
+
+    async def _drive_once(self) -> Literal["worked", "missing", "refused"]:
+        """Take a turn; "missing": it has worked, but others hold shards that it needs."""
+        turn_ended = self._turn_ended
         try:
             async with self._right.hold(self._missing_shards) as session:
-                turn_ended, self._turn_ended = self._turn_ended, asyncio.Event()
-                self._requested.clear()
+                turn_ended = self._begin_turn()
                 if session is None:
-                    return False, True
-                await ownership.other_process_committed()  # Later commits count.
-                held, more = NONE, False
+                    return "refused"
+                held, more, steps = NONE, False, [*session.drive_steps]
                 while not more:
                     if missing := self._missing_shards():
-                        await ownership.acquire(missing)
-                    if held == (held := ownership.shards):
+                        await self._right.ownership.acquire(missing)
+                    if held == (held := self._right.ownership.shards):
                         break  # Else its work may have made rows of others due.
-                    steps, ends_at = [*session.drive_steps], self._drive_ends_at
-                    more = await self._work_until(session, ends_at, steps, self._requested)
-                return True, bool(self._missing_shards())
+                    ends_at = self._drive_ends_at
+                    more = await self._work_until(session, ends_at, steps, is_tick=False)
+                return "missing" if self._missing_shards() else "worked"
         finally:
-            turn_ended.set()
+            turn_ended.set()  # A platform may stop the process once its requests are answered.
 
     def _missing_shards(self) -> set[int]:
         """Return the shards that the drive needs and does not hold."""
@@ -149,32 +188,26 @@ class Ticks:
         return self._shards - self._right.ownership.shards
 
     async def _work_until(
-        self,
-        session: Session,
-        ends_at: float,
-        steps: list[Step],
-        interrupt: asyncio.Event | None = None,
+        self, session: Session, ends_at: float, steps: Iterable[Step], *, is_tick: bool
     ) -> bool:
-        """Repeat every step until no row is due, time is up, or `interrupt` is set.
+        """Repeat every step until no row is due, time is up, or requests wait for the next turn.
 
         Return whether rows are due. A step that fails is left out from then on.
         """
         loop = asyncio.get_running_loop()
         # Look at the rows first: the session may be that of an earlier tick.
-        steps, count = [session.look, *steps], len(steps) + 1
-        attempted = -1
+        steps = [session.look, *steps]
+        count, attempted = len(steps), -1
         while True:
             try:
-                is_due, is_settled = await self._run_steps(session, steps, ends_at, interrupt)
+                is_due, is_settled = await self._run_steps(steps, ends_at, is_tick=is_tick)
             except TimeoutError:
                 return True
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
-            held_up_seconds = self._held_up_seconds(session) if interrupt is None else None
+            held_up_seconds = self._held_up_seconds(session) if is_tick else None
             more = is_due or len(steps) < count or held_up_seconds is not None
-            is_over = loop.time() >= ends_at or self._right.stopping.is_set()
-            if is_over or (interrupt is not None and interrupt.is_set()):
-                # What a tick leaves under way may need another one.
-                return more or (interrupt is None and not is_settled)
+            if self._requested.is_set() or self._is_over(ends_at):
+                return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
                 attempted, before = session.dispatcher.attempted, attempted
                 seconds = session.debt_seconds()
@@ -182,7 +215,10 @@ class Ticks:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await self._wait(None, min(ends_at, loop.time() + seconds), interrupt)
+                await self._wait(None, min(ends_at, loop.time() + seconds), self._requested)
+
+    def _is_over(self, ends_at: float) -> bool:
+        return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
 
     def _held_up_seconds(self, session: Session) -> float | None:
         """Return for how long a rate or a rest holds up due deliveries; None if none does."""
@@ -191,19 +227,18 @@ class Ticks:
         return None if until is None else (until - now) / SECOND
 
     async def _run_steps(
-        self,
-        session: Session,
-        steps: list[Step],
-        ends_at: float,
-        interrupt: asyncio.Event | None,
+        self, steps: list[Step], ends_at: float, *, is_tick: bool
     ) -> tuple[bool, bool]:
         """Run every step once; wait until the requests that it starts end, or more rows are due.
 
         So a receiver that hangs holds up no other work. Return whether rows are due, and whether
         those requests have ended. TimeoutError if a step does not end in time.
+
+        After a tick has waited, rows of others may be due: it looks again. A drive does not, as
+        whoever has made such rows due drives as well.
         """
-        clock = self._right.context.clock
-        now = clock()
+        clock, dispatcher = self._right.context.clock, self._right.session.dispatcher
+        now, attempted = clock(), dispatcher.attempted
         due_times: list[int | None] = []
         for step in [*steps]:
             try:
@@ -213,11 +248,14 @@ class Ticks:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
                 steps.remove(step)
-        settling = asyncio.create_task(self._settle(session), name="settling of a tick")
-        await self._wait(settling, self._round_ends_at(due_times, ends_at), interrupt)
+        has_waited = bool(self._right.submitter.repeated or self._right.poller.in_flight)
+        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
+        await self._wait(settling, self._round_ends_at(due_times, ends_at), self._requested)
         is_settled = settling.done()
         settling.cancel()
+        has_waited = has_waited or dispatcher.attempted > attempted
         is_due = any(at is not None and at <= clock() for at in due_times)
+        is_due = is_due or (is_tick and has_waited)
         return is_due or bool(self._right.submitter.repeated), is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
@@ -227,12 +265,6 @@ class Ticks:
             return ends_at
         seconds = max((next_at - self._right.context.clock()) / SECOND, ROUND_SECONDS)
         return min(ends_at, asyncio.get_running_loop().time() + seconds)
-
-    async def _settle(self, session: Session) -> None:
-        """Wait for the submissions, polls and attempts that a tick started."""
-        await self._right.submitter.settle_repeated()
-        await self._right.poller.settle()
-        await session.dispatcher.settle()
 
     async def _wait(
         self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None

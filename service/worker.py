@@ -92,12 +92,13 @@ class Worker:
 
         The rows of cancelled work are due after a restart, as after a crash.
         """
-        own: set[asyncio.Task[Any]] = set()
-        while new := {task for task in (self.task, *self.ticks.under_way) if task} - own:
-            await _wait(new, ends_at)  # A drive may leave the rest of its work to another task.
-            own |= new
-        requests = await self._wait_for_requests(ends_at)
-        late = [task for task in (*own, *requests, *self.right.steps_under_way) if not task.done()]
+        waited: set[asyncio.Task[Any]] = set()
+        # Again for those that began meanwhile: a drive may leave the rest of its work to a task.
+        # And a task that was cancelled before it began could not record that nothing was sent.
+        while new := self._under_way() - waited:
+            await _wait(new, ends_at)
+            waited |= new
+        late = [task for task in waited if not task.done()]
         if late:
             _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
         for task in late:
@@ -105,17 +106,11 @@ class Worker:
         if late:  # They record submissions that were not sent, unless the disk hangs.
             await asyncio.wait(late, timeout=RECORD_SECONDS)
 
-    async def _wait_for_requests(self, ends_at: float) -> set[asyncio.Task[Any]]:
-        """Wait for the requests to upstream, those of clients who hung up included; return all.
-
-        Each task has begun by then: if cancelled before, it could not record that nothing was sent.
-        """
-        waited: set[asyncio.Task[Any]] = set()
-        own = self.submitter.in_flight, self.poller.in_flight
-        while new := {task for tasks in own for task in tasks.values()} - waited:
-            await _wait(new, ends_at)
-            waited |= new
-        return waited
+    def _under_way(self) -> set[asyncio.Task[Any]]:
+        """Return the tasks that a stop waits for, requests of clients who hung up included."""
+        requests = (*self.submitter.in_flight.values(), *self.poller.in_flight.values())
+        loops = () if self.task is None else (self.task,)
+        return {*loops, *self.ticks.under_way, *self.right.steps_under_way, *requests}
 
     async def run(self) -> None:
         """Work while this process has the right to, until `stop`; then await the requests."""
@@ -129,7 +124,7 @@ class Worker:
                 if not self.stopping.is_set():
                     _log.error("worker.lost_its_right")
                     await self.end_session()
-            await self.right.settle()
+            await self.right.finish()
         except Exception:
             _log.exception("worker.failed")
             raise
@@ -201,10 +196,6 @@ class Worker:
         may_work = self.ownership.refusal is None  # Else another process was notified.
         if settings.worker == "off" and self.is_off and may_work:
             await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
-
-    async def settle(self) -> None:
-        """Wait for all submissions, polls and attempts under way."""
-        await self.right.settle()
 
 
 async def _wait(tasks: Iterable[asyncio.Task[Any]], ends_at: float) -> None:

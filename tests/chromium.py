@@ -51,4 +51,6 @@ class Tab:
 def browsed() -> Iterator[Tab]:
     """Open a page in a new browser."""
     with launched() as browser:
-        yield Tab(browser.new_page(viewport={"width": 1280, "height": 900}))
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(90_000)
+        yield Tab(page)

@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import CLIENT_VARIABLES, VARIABLES
-from service.store import write_queue
 from service.telemetry import log
-from tests import engine
+from tests import engine, limits
 from tests.logs import Console
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
@@ -33,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine is no reason for a property to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-write_queue.WAIT_SECONDS = 60.0  # Nor is it one for a commit to be given up.
+limits.raise_all()  # Nor is it one for the service to give up what it waits for.
 
 # Most of a test's time went into waiting for the disk. Databases in memory make every sync quick;
 # chaos/ attacks durability on a real disk.

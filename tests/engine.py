@@ -10,7 +10,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from service.store.postgres.transaction import Transaction
 ENGINES = ("sqlite", "postgres")
 # A crash of the machine ends the tests too.
 _SERVER_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_START_SECONDS = 60
 _TABLES = """
 SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
 WHERE schemaname = $1 AND tablename <> 'schema_version'"""
@@ -69,7 +70,8 @@ class Schemas:
     def release(self) -> None:
         """Empty the schemas that a test used, and end the connections that it left."""
         if self._used:
-            self.end_connections()
+            while self.end_connections():  # Until they are gone: one may still be in a commit.
+                pass
         used, self._used = self._used, {}  # One that cannot be emptied is not used again.
         for schema in set(used.values()) - self._changed:
             tables = [row[0] for row in self._run(self._connection.fetch(_TABLES, schema))]
@@ -136,7 +138,14 @@ def database_of(path: Path) -> str:
 def serve(folder: Path, cleanup_mode: str) -> Any:
     """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
     folder.mkdir(exist_ok=True)  # The package fails where two processes create it at once.
-    return _package().postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+    server = _package().postgres_server
+    with pytest.MonkeyPatch.context() as patched:  # It gives a start 10 s, too few if all is busy.
+        patched.setattr(server, "pg_ctl", partial(_run_for_long, server.pg_ctl))
+        return server.get_server(folder, cleanup_mode=cleanup_mode)
+
+
+def _run_for_long(program: Callable[..., str], *arguments: Any, **options: Any) -> str:
+    return program(*arguments, **{**options, "timeout": _START_SECONDS})
 
 
 def program(name: str) -> Path:

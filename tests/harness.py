@@ -197,7 +197,7 @@ class Harness:
         """Advance the clock, then do all due work."""
         self.clock.advance(seconds)
         assert self.app.worker is not None
-        await self.app.worker.tick(20)
+        await self.app.worker.tick(60)
 
     async def subscribe(self, url: str = SUBSCRIBER_URL, /, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})

@@ -15,7 +15,7 @@ import pytest
 from service.settings import ENVIRONMENT
 from tests import engine
 from tests.conftest import TEMP_ROOT
-from tests.wire.test_deploy import free_port
+from tests.ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")  # Where Debian's packages have their programs, by version.
 # A crash of the machine ends the tests too.

@@ -179,8 +179,9 @@ def spelled_schemes(_path: str, text: str) -> Iterator[str]:
 def loose_ends(_path: str, text: str) -> Iterator[str]:
     r"""In Python `$` also matches before a last line end: a whole text is matched with `\Z`."""
     for node in nodes(text):
-        value = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(value, str) and value.startswith("^") and value.endswith("$"):
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            continue
+        if node.value.startswith("^") and node.value.endswith("$"):
             yield f"line {node.lineno} has a pattern that ends in $; use \\Z"
 
 

@@ -191,7 +191,7 @@ class Receiver:
             self._context.tell(self._context.signals.poll, arrival.generation_id)
         if stored is not None and stored.is_kept is None:
             # The generation has had many callbacks: only one that reports an outcome is still kept.
-            await self._read(arrival, tenant, partial(ingest.read_end, arrival))
+            await self._read(arrival, tenant, partial(proofs.read_end, arrival))
             return await self._store(arrival)
         if stored is None:
             self._context.tokens.forget(arrival.generation_id)

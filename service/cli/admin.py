@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,10 +21,9 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.app import App
     from service.context import Context
     from service.store.database import Transaction
+    from service.store.pages import Page
 
 T = TypeVar("T")
-
-KEYS_AT_ONCE = 1_000
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
@@ -111,16 +111,19 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
     return 0
 
 
-def list_keys(options: argparse.Namespace, echo: Echo) -> int:
-    """Print every key of every tenant, newest first."""
-    keys: list[Key] = _write(settings_of_existing(), _list)
-    if options.json:
-        echo(output.json_line({"data": [key.view() for key in keys]}))
-        return 0
-    rows = [{**key.view(), "state": "revoked" if key.revoked_at else "live"} for key in keys]
-    for line in output.page({"data": rows}, ("id", "state", "tenant", "scopes", "name")):
-        echo(line)
-    return 0
+def list_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a page of the keys of every tenant, or of one, as the API would."""
+    from service.api.call import AFTER_RULE, ID, LIMIT_DEFAULT, LIMIT_MAX
+    from service.store.pages import Page
+
+    limit = LIMIT_DEFAULT if options.limit is None else options.limit
+    if not 1 <= limit <= LIMIT_MAX:
+        raise UsageError(f"--limit must be a whole number from 1 to {LIMIT_MAX}.")
+    if options.after and not re.fullmatch(f"key{ID}", options.after):
+        raise UsageError(f"--after {AFTER_RULE}.")
+    page = Page(limit=limit, after=options.after, ascending=options.order == "asc")
+    keys, after = _write(settings_of_existing(), _list, page, options.tenant)
+    return {"data": [key.view() for key in keys], "next": after}
 
 
 def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
@@ -174,17 +177,14 @@ async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) 
     return key
 
 
-async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
+async def _list(
+    tx: "Transaction", _context: "Context", page: "Page", tenant: str | None
+) -> tuple[list[Key], str | None]:
     from service.store import pages, rows
 
-    source = pages.Source(table="keys", where=[])
-    keys, page = list[Key](), pages.Page(limit=KEYS_AT_ONCE)
-    while True:
-        items, after = await pages.read(tx, source, page, {})
-        keys += [rows.decode_row(Key, row) for row in items]
-        if after is None:
-            return keys
-        page = pages.Page(limit=KEYS_AT_ONCE, after=after)
+    source = pages.Source(table="keys", where=["tenant = :tenant"] if tenant else [])
+    items, after = await pages.read(tx, source, page, {"tenant": tenant})
+    return rows.decode_rows(Key, items), after
 
 
 async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:

@@ -3,13 +3,12 @@
 import argparse
 import contextlib
 import os
-import secrets
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from service.cli import interrupts, output
+from service.cli import interrupts, new_file, output
 from service.cli.arguments import Echo, add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
@@ -32,24 +31,16 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         raise CommandError(f"{settings.database_name} is PostgreSQL: use its own pg_dump")
     source, target = Path(settings.database_path), options.file
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
-    if os.path.lexists(target):  # Where this cannot be seen, the link fails.
+    if os.path.lexists(target):  # Where this cannot be seen, it cannot be created.
         raise exists_already
-    # A name of its own: a second backup to FILE at the same time must not write into it. It is
-    # short, since that of FILE may be as long as names can be.
-    partial = target.parent / f".genhook-{secrets.token_hex(4)}.partial"
-    with interrupts.cleaned_up():
-        try:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            try:
-                _copy(source, partial)
-                os.link(partial, target)  # Unlike a rename, it fails if the file exists.
-            finally:
-                partial.unlink(missing_ok=True)
-        except FileExistsError:
-            raise exists_already from None
-        except (OSError, sqlite3.Error) as error:
-            raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
-    size_bytes = target.stat().st_size
+    try:
+        with interrupts.cleaned_up(), new_file.create(target) as partial:
+            _copy(source, partial)
+            size_bytes = partial.stat().st_size
+    except FileExistsError:
+        raise exists_already from None
+    except (OSError, sqlite3.Error) as error:
+        raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
     line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."
     output.show(options, echo, done, [line])
@@ -89,13 +80,11 @@ def _copy(source: Path, target: Path) -> None:
         try:
             connection = stack.enter_context(contextlib.closing(_open(source)))
             connection.execute("PRAGMA busy_timeout=5000")
-            is_whole = schema.version(connection) > 0
-            problem = None if is_whole else schema.problem(connection)
+            if schema.version(connection) <= 0:  # A copy that has not ended, or not of genhook.
+                raise CommandError(f"the backup failed: {schema.problem(connection)}")
         except sqlite3.Error as error:
             reason = f"{source} cannot be read: {_reason(error)}"
             raise CommandError(f"the backup failed: {reason}") from error
-        if not is_whole:  # A copy that has not ended, or nothing of genhook.
-            raise CommandError(f"the backup failed: {problem}")
         _execute(connection, "VACUUM INTO ?", str(target))
     with contextlib.closing(_open(target)) as connection:
         [[verdict]] = _execute(connection, "PRAGMA quick_check(1)")

@@ -3,6 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from service.model.clock import MINUTE
+from service.store.migrations import Older
+
+CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 DUE_SECONDS_MAX = 300  # A row is taken within seconds, unless something holds it up.
 _NO_WORKER = "no worker runs, the worker is behind,"
 _HELD_UP = {  # By kind of a row: what else may hold it up.
@@ -13,6 +17,14 @@ _HELD_UP_UPSTREAM = "or upstream is slow, or asked for a pause"
 
 Level = Literal["ok", "warn", "fail"]
 Sentence = tuple[Level, str, str]
+
+
+def judge_schema(problem: str | None, version: int) -> Sentence:
+    """Say whether the schema is the latest; with a failure no process starts."""
+    if problem is None:
+        return "ok", "schema", f"The schema is {version}, which is the latest."
+    level: Level = "warn" if isinstance(problem, Older) else "fail"
+    return level, "schema", f"{problem[:1].upper()}{problem[1:]}."
 
 
 def judge_tables(missing: Iterable[str]) -> Iterator[Sentence]:

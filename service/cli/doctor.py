@@ -13,9 +13,17 @@ from urllib.parse import quote, urlsplit
 from service.api import signatures
 from service.cli import calls, output
 from service.cli.arguments import Echo, add_json, define
-from service.cli.database_checks import Level, judge_due, judge_indexes, judge_tables
+from service.cli.database_checks import (
+    CLOCK_OFF_MS,
+    Level,
+    judge_due,
+    judge_indexes,
+    judge_schema,
+    judge_tables,
+)
+from service.cli.deadline import LateError, deadline
 from service.delivery import descriptors, signing
-from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
+from service.model.clock import now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of
 from service.settings import Settings, is_loopback, read_settings, unknown_variables
@@ -23,7 +31,6 @@ from service.store.vault import Vault, VaultError
 
 DISK_FAIL_BYTES = 100 << 20
 DISK_WARN_BYTES = 1 << 30
-CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 RELEASED_AT = parse_rfc3339("2026-01-01T00:00:00Z")
 ONLINE_SECONDS = 10.0
 
@@ -72,7 +79,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
         from service.cli import server_checks
 
         server = server_checks.look(settings.database_path)
-        yield from (Finding(*each) for each in server_checks.judge(server, now))
+        yield from (Finding(*each) for each in server_checks.judge(server, settings, now))
         if server.sealed is not None:
             yield _seals(server.sealed, settings)
     else:
@@ -195,11 +202,9 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     from service.store.sqlite import schema
     from service.store.sqlite.statements import statements
 
-    if problem := schema.problem(connection):
-        level: Level = "warn" if schema.is_old(connection) else "fail"
-        yield Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
+    yield (judged := Finding(*judge_schema(schema.problem(connection), schema.latest())))
+    if judged.level != "ok":
         return
-    yield Finding("ok", "schema", f"The schema is {schema.latest()}, which is the latest.")
     # The whole file, which takes a while if it is large: a start does not look for this.
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if damage != "ok":
@@ -243,9 +248,11 @@ def _online(settings: Settings, now: int) -> Iterator[Finding]:
     if settings.upstream_api_key:
         headers["authorization"] = f"Bearer {settings.upstream_api_key}"
     url = f"{settings.upstream_url}/tasks/genhook-doctor"
+    stream = httpx.stream("GET", url, headers=headers, timeout=ONLINE_SECONDS, trust_env=False)
     try:
-        answer = httpx.get(url, headers=headers, timeout=ONLINE_SECONDS, trust_env=False)
-    except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+        with deadline(ONLINE_SECONDS), stream as answer:
+            pass  # Its body does not matter, and may have no end.
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError, LateError) as error:
         message = f"{settings.upstream_url} does not answer: {calls.give_reason(error)}."
         yield Finding("fail", "online", message)
         return

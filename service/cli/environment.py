@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from service.cli import new_file
 from service.model.errors import CommandError, SettingsError
 from service.settings import (
     ENVIRONMENT,
@@ -35,7 +35,7 @@ Try it from another terminal:
 {database}"""
 _DATABASE = """
   # Commands that open the database, such as genhook backup, need its settings too:
-  export $(cat {keys}) GENHOOK_DATABASE_URL=sqlite:///{path}
+  export $(grep -E '{names}' {path}-keys) GENHOOK_DATABASE_URL=sqlite:///{path}
 """
 
 
@@ -107,32 +107,27 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
 
 
 def _create_keys(path: Path) -> None:
-    """Create the file of throwaway keys whole, or not at all, wherever the process is ended."""
+    """Create the file of throwaway keys, unless another process is faster."""
     import secrets
 
     secret_key, admin_key = (secrets.token_urlsafe(32) for _ in THROWAWAY)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.touch(0o600, exist_ok=False)
-    try:
+    with contextlib.suppress(FileExistsError), new_file.create(path) as partial:
         partial.write_text(f"GENHOOK_SECRET_KEYS={secret_key}\nGENHOOK_ADMIN_KEY=ghk_{admin_key}\n")
-        with contextlib.suppress(FileExistsError):  # Another process was faster.
-            os.link(partial, path)
-    finally:
-        partial.unlink()
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """Return the URLs, and commands to paste. A key from the environment is not printed."""
-    # Throwaway keys are kept beside a file.
+    # Throwaway keys are kept beside a file, which may have one that the service does not use.
     throwaway = [n for n in THROWAWAY if not (settings.is_postgres or ENVIRONMENT.get(n))]
-    has_key = THROWAWAY[1] not in throwaway
     path = Path(settings.database_path).absolute()
     keys = f"throwaway {' and '.join(throwaway)}, in {settings.database_path}-keys"
-    export = "" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n"
+    export = (
+        f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n" if THROWAWAY[1] in throwaway else ""
+    )
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
         keys=keys if throwaway else "from the environment",
         export=f"  export GENHOOK_URL={url}\n{export}",
-        database="" if has_key else _DATABASE.format(keys=f"{path}-keys", path=path),
+        database=_DATABASE.format(names="|".join(throwaway), path=path) if throwaway else "",
     )

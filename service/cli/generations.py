@@ -13,7 +13,7 @@ from service.model.generation import OPEN, GenerationStatus
 if TYPE_CHECKING:
     import httpx
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 25  # Some routers, such as those of Heroku and AWS, end a request after 30 or 29 s.
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
 ALL = "/v1/generations"
@@ -35,6 +35,8 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     if command.path == ALL:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
         more["json"] = values
+    if options.argument_save is not None:
+        saving.prepare(options.argument_save)  # Before something is paid for.
     with calls.connect(options) as connection:
         generation = _request(connection, command, options, more)
         seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS

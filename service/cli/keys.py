@@ -1,6 +1,7 @@
 """`genhook keys`: through the API of a service, or in the database where there is no key yet."""
 
 import argparse
+from typing import Any
 
 from service.cli import calls, client
 from service.cli.arguments import KEY_VARIABLES, Echo, parse_name, parse_scopes
@@ -16,30 +17,39 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Call the service, or open the database of the settings with `--offline`.
-
-    Without any key to call the service with, as for the first key, the database is opened too.
-    """
-    if not (options.argument_offline or not _has_key(options)):
-        return _call(command, options, echo)
-    if getattr(options, "argument_idempotency_key", None):  # Only the API stores answers.
-        raise UsageError("--idempotency-key needs a service: give --key, and not --offline.")
-    from service.cli import admin
-
-    run = {"POST": admin.create_key, "GET": admin.list_keys, "DELETE": admin.revoke_key}
-    values = {name.removeprefix("argument_"): value for name, value in vars(options).items()}
-    return run[command.method](argparse.Namespace(**values), echo)
-
-
-def _has_key(options: argparse.Namespace) -> bool:
-    return bool(options.key or any(ENVIRONMENT.get(name) for name in KEY_VARIABLES))
-
-
-def _call(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Call the service, or open the database of the settings if the options want that."""
+    if _is_offline(options):
+        return _open(command, options, echo)
     if command.answer != "page":
         return client.run(command, options, echo)
     with calls.connect(options) as connection:
-        page = client.send(connection, command, options)
+        return _show(command, options, echo, client.send(connection, command, options))
+
+
+def _is_offline(options: argparse.Namespace) -> bool:
+    """Whether to open the database: with `--offline`, or where no key and no service is named.
+
+    So it is for the first key. GENHOOK_PUBLIC_URL names no service here: it is a setting.
+    """
+    named = [options.key, options.url, *map(ENVIRONMENT.get, (*KEY_VARIABLES, "GENHOOK_URL"))]
+    return options.argument_offline or not any(named)
+
+
+def _open(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    from service.cli import admin
+
+    own = {name.removeprefix("argument_"): value for name, value in vars(options).items()}
+    for name in ("url", "key", "idempotency_key"):  # Only the API stores answers.
+        if own.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} needs a service: give --key, and not --offline.")
+    if command.answer == "page":
+        return _show(command, options, echo, admin.list_keys(argparse.Namespace(**own)))
+    run = {"POST": admin.create_key, "DELETE": admin.revoke_key}
+    return run[command.method](argparse.Namespace(**own), echo)
+
+
+def _show(command: Command, options: argparse.Namespace, echo: Echo, page: dict[str, Any]) -> int:
     states = [{"state": "revoked" if key.get("revoked_at") else "live"} for key in page["data"]]
     if not options.json:
         keys = [key | state for key, state in zip(page["data"], states, strict=True)]
@@ -72,7 +82,7 @@ COMMANDS = {
         run=act,
     ),
     "list": Command(
-        "list API keys; offline those of every tenant",
+        "list API keys; offline those of every tenant, or of --tenant",
         "keys list",
         *("GET", "/v1/keys"),
         (argument("query", "--tenant", "keys of another tenant, for operators"), *PAGING, _OFFLINE),

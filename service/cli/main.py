@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # Characters that it cannot encode are escaped.
-        codecs.register_error("genhook.escape", _escape)
-        sys.stdout.reconfigure(errors="genhook.escape")
+        codecs.register_error(streams.ESCAPE, _escape)
+        sys.stdout.reconfigure(errors=streams.ESCAPE)
     try:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)

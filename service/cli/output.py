@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from service.cli import streams
 from service.cli.arguments import Echo
 from service.model.clock import parse_rfc3339
 from service.model.text import encodable
@@ -18,7 +19,6 @@ from service.settings import ENVIRONMENT
 _STEERING = re.compile(
     "[\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]"
 )
-ESCAPE = "genhook.escape"  # The error handler for characters that stdout cannot encode.
 _GREEN, _RED, _YELLOW, _BOLD, _END = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 _COLOURS = {
     **dict.fromkeys(("succeeded", "delivered", "active", "live", "done"), _GREEN),
@@ -96,7 +96,7 @@ def _cell(value: object) -> str:
     text, encoding = plain(value), getattr(sys.stdout, "encoding", None) or "utf-8"
     if text.isascii() or codecs.lookup(encoding).name == "utf-8":
         return text
-    return text.encode(encoding, ESCAPE).decode(encoding)
+    return text.encode(encoding, streams.ESCAPE).decode(encoding)
 
 
 def table(
@@ -180,7 +180,7 @@ def _file(file: Mapping[str, Any]) -> str:
 def entry(view: Mapping[str, Any], start_at: str) -> str:
     """Return the line of a timeline's entry, which starts with the seconds since `start_at`."""
     seconds = (parse_rfc3339(view["at"]) - parse_rfc3339(start_at)) / 1_000
-    return f"{seconds:8.2f} s  {view['type']:<10}  {plain(summary(view))}"
+    return plain(f"{seconds:8.2f} s  {view['type']:<10}  {summary(view)}")
 
 
 def summary(view: Mapping[str, Any]) -> str:

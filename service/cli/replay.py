@@ -130,7 +130,7 @@ def _format_result(view: dict[str, Any], *, dry_run: bool) -> str:
     count = view["total"] if dry_run else view["done"]
     end = "canceled after" if view["status"] == "canceled" else "done:"
     verb = "would be sent" if dry_run else "sent again"
-    return f"{view['id']} {end} {count} event{'s'[: count != 1]} {verb}."
+    return output.plain(f"{view['id']} {end} {count} event{'s'[: count != 1]} {verb}.")
 
 
 def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait) -> dict[str, Any]:

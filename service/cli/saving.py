@@ -4,13 +4,13 @@ import base64
 import contextlib
 import os
 import re
-import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from service.cli import calls, interrupts, output, streams
+from service.cli import calls, interrupts, new_file, output, streams
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.upstream.links import TYPE_BY_EXTENSION
@@ -35,18 +35,13 @@ def save(
     bytes_max: of one file; a larger one is not kept. A file is named after the generation and its
     number. A file that exists is not overwritten.
     """
-    path, files = Path(folder), (generation["output"] or {}).get("files", [])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(
-            f"{output.plain(path)} is no folder to save in: {error.strerror}."
-        ) from error
+    prepare(folder)
+    files = (generation["output"] or {}).get("files", [])
     is_whole = True
     for number, file in enumerate(files, 1):
-        target = path / file_name(generation["id"], number, file)
+        target = Path(folder) / file_name(generation["id"], number, file)
         prefix = f"{number} of {len(files)}  {output.plain(target)}"
-        if target.exists():
+        if os.path.lexists(target):
             note(f"{prefix} is there already; it is not overwritten.")
             continue
         try:
@@ -60,6 +55,16 @@ def save(
     if not files:
         note("The result has no files: see output.raw with --json.")
     return is_whole
+
+
+def prepare(folder: str) -> None:
+    """Create the folder if it is missing; CommandError if nothing can be saved in it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"{output.plain(folder)} is no folder to save in: {error.strerror}."
+        raise CommandError(reason) from error
 
 
 def file_name(generation_id: str, number: int, file: Mapping[str, Any]) -> str:
@@ -102,16 +107,13 @@ def _save(file: Mapping[str, Any], target: Path, bytes_max: int) -> int:
 
 @contextlib.contextmanager
 def _whole_or_nothing(target: Path) -> Iterator[IO[bytes]]:
-    """Write to a file beside the target, which gets the name only when it is whole."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    """Write to a file that gets the name of the target only when it is whole."""
     try:
-        with partial.open("xb") as stream:
+        with new_file.create(target, 0o666) as partial, partial.open("wb") as stream:
             yield stream
-        os.link(partial, target)  # Unlike a rename, it replaces nothing.
     except OSError as error:
         raise _NotSavedError(f"{error.strerror}.") from error
     finally:
-        partial.unlink(missing_ok=True)
         streams.progress("")
 
 

@@ -6,12 +6,19 @@ from typing import Any
 
 import msgspec
 
-from service.cli.database_checks import Sentence, judge_due, judge_indexes, judge_tables
-from service.model.clock import MINUTE
+from service.cli.database_checks import (
+    CLOCK_OFF_MS,
+    Level,
+    Sentence,
+    judge_due,
+    judge_indexes,
+    judge_schema,
+    judge_tables,
+)
 from service.model.errors import StorageError
+from service.settings import Settings
 from service.store.shards import SHARDS
 
-CLOCK_OFF_MS = MINUTE
 OLD_TRANSACTION_SECONDS = 300
 DEAD_ROWS_MAX = 100_000
 _STATE = """
@@ -39,10 +46,6 @@ SELECT relname, pg_total_relation_size(relid) AS bytes FROM pg_stat_user_tables
 WHERE schemaname = current_schema() ORDER BY bytes DESC LIMIT 3"""
 _TOUCH = "UPDATE revisions SET number = number"
 _SEALED = "SELECT id, sealed_secrets FROM tenants"
-
-POOLED = (
-    "A pooler stands before it: only processes with GENHOOK_WORKER=off may connect to this one."
-)
 
 
 class Server(msgspec.Struct):
@@ -78,8 +81,7 @@ def look(url: str) -> Server:
 
 
 async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
-    from service.store.postgres import locks, schema
-    from service.store.postgres.statements import statements
+    from service.store.postgres import schema
 
     pool = await open_pool(url, 1, "genhook")
     server.is_pooled = pool.is_pooled
@@ -89,46 +91,61 @@ async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
             server.schema_problem = await schema.problem(connection)
             server.schema_version = await schema.version(connection)
             if server.schema_problem is None:
-                server.missing_tables = await schema.missing_tables(connection)
-            if server.schema_problem is None and not server.missing_tables:
-                server.missing = await schema.missing_indexes(connection)
-                server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
-                if not server.missing:  # Else it could take long.
-                    rows = await connection.fetch(statements()["stats_due"].sql)
-                    server.due = [tuple(row) for row in rows]
-                server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
-                server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
-                await connection.execute(_TOUCH)
-                held = await locks.holders(connection)
-                server.shards = {name: len(shards) for name, shards in held.items()}
-                server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
+                await _look_inside(server, connection)
     finally:
         await pool.close()
 
 
-def judge(server: Server, now: int) -> Iterator[Sentence]:
+async def _look_inside(server: Server, connection: Any) -> None:
+    from service.store.postgres import locks, schema
+    from service.store.postgres.statements import statements
+
+    server.missing_tables = await schema.missing_tables(connection)
+    if server.missing_tables:
+        return
+    server.missing = await schema.missing_indexes(connection)
+    server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
+    if not server.missing:  # Else it could take long.
+        rows = await connection.fetch(statements()["stats_due"].sql)
+        server.due = [tuple(row) for row in rows]
+    server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
+    server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
+    await connection.execute(_TOUCH)
+    held = await locks.holders(connection)
+    server.shards = {name: len(shards) for name, shards in held.items()}
+    server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
+
+
+def judge(server: Server, settings: Settings, now: int) -> Iterator[Sentence]:
     """Say what was found, most basic first."""
     state = server.state
     if state:
         size = state["bytes"] >> 20
         yield "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
         if server.is_pooled:
-            yield "warn", "pooler", POOLED
+            yield _judged_pooler(settings)
         yield _judged_durability(state)
         yield from _judged_times(state, now)
     if server.problem:
         yield "fail", "database", f"{server.problem}."
     elif server.schema_problem:
-        yield "warn", "schema", f"{server.schema_problem}."
+        yield judge_schema(server.schema_problem, server.schema_version)
     elif server.missing_tables:
         yield from judge_tables(server.missing_tables)
     else:
-        yield "ok", "schema", f"The schema is {server.schema_version}, which is the latest."
+        yield judge_schema(None, server.schema_version)
         yield "ok", "database", "It can be written to."
         yield _judged_shards(server.shards)
         yield from _judged_tables(server)
         if server.due is not None:
             yield from judge_due(server.due, now)
+
+
+def _judged_pooler(settings: Settings) -> Sentence:
+    from service.store.postgres.locks import POOLED  # It needs the driver.
+
+    level: Level = "warn" if settings.worker == "off" else "fail"  # A worker does not start.
+    return level, "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}."
 
 
 def _judged_shards(shards: dict[str, int]) -> Sentence:

@@ -7,6 +7,7 @@ import sys
 from service.model.errors import CommandError
 
 STANDARD = (0, 1, 2)
+ESCAPE = "genhook.escape"  # The error handler for characters that standard output cannot encode.
 
 
 def fill_closed() -> None:

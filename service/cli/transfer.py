@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -51,12 +52,19 @@ def _parse_url(text: str) -> str:
     return str(path)
 
 
+def _identify(source: str) -> str:
+    """Return the URL of a server, or the one path of a file that may have several."""
+    return source if source.startswith(POSTGRES) else os.path.realpath(source)
+
+
 def copy(options: argparse.Namespace, echo: Echo) -> int:
     """Copy every row and compare counts and digests of both sides; an interrupted copy goes on."""
-    if options.source == options.target:
+    if _identify(options.source) == _identify(options.target):
         raise CommandError("--from and --to are the same database")
-    if not (options.source.startswith(POSTGRES) or Path(options.source).exists()):
-        raise CommandError(f"{options.source} does not exist")
+    try:
+        _ = options.source.startswith(POSTGRES) or Path(options.source).stat()
+    except OSError as error:
+        raise CommandError(f"cannot open {options.source}: {error.strerror}") from error
     began, counts = time.monotonic(), asyncio.run(_copy(options.source, options.target))
     seconds, total, width = time.monotonic() - began, sum(counts.values()), max(map(len, counts))
     done = {"tables": counts, "rows": total, "seconds": round(seconds, 3)}

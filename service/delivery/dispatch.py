@@ -127,14 +127,18 @@ class Dispatcher:
 
     async def run_due(self, now: int) -> int | None:
         """Start the attempts and records that are due by `now`; return when to call it next."""
-        for each in self.unrecorded.take(now):
-            self._spawn(self._record_again(*each))
+        self.record_again(now)
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
         for subscriber_id in self._timers.take_due(now):
             if (lane := self.lanes.get(subscriber_id)) is not None:
                 self._pump(lane, now)
         return self._timers.next_at
+
+    def record_again(self, now: int) -> None:
+        """Begin to store again the results that could not be stored and are due by `now`."""
+        for each in self.unrecorded.take(now):
+            self._spawn(self._record_again(*each))
 
     async def settle(self) -> None:
         """Wait until no attempt is under way or about to start; store the statistics."""

@@ -97,11 +97,14 @@ class Lane(Struct, eq=False):
     def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
         """Use the subscriber as it is stored now; drop waiting deliveries if it is not active."""
         subscriber = recipient.subscriber
+        is_moved = receiver.origin is not self.receiver.origin
         self.recipient, self.receiver, self.share = recipient, receiver, None
         self.tenant = subscriber.tenant
         self.is_open = subscriber.status == "active"
         if receiver.window is not None:
             self.window = receiver.window
+        elif is_moved:
+            self.window = Window(subscriber.max_in_flight)
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
@@ -134,9 +137,12 @@ class Lane(Struct, eq=False):
         self.last_failed_at = subscriber.last_failed_at
 
     def drop_recipient(self) -> None:
-        """Forget the subscriber and the waiting deliveries: their rows may have changed."""
+        """Forget the subscriber and the waiting deliveries: their rows may have changed.
+
+        Without a share, the lane has no turn for a slot, whatever it holds until it is read again.
+        """
         self.drop_waiting()
-        self.recipient, self.is_open, self.next_read_at = None, False, 0
+        self.recipient, self.share, self.is_open, self.next_read_at = None, None, False, 0
 
     def drop_waiting(self) -> None:
         """Drop the waiting deliveries, and the result of a read under way."""

@@ -132,8 +132,11 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
         return  # The deliveries may have been canceled meanwhile; they are read again.
     lane.continue_rate(last_attempt_at)
     if backlog.is_manual and due:
-        lane.take_out({d.id for d in due})
-        lane.read_again |= lane.held_ids & {d.id for d in due}
+        ids = {d.id for d in due}
+        lane.take_out(ids)
+        lane.read_again |= lane.held_ids & ids
+        if ids <= lane.held_ids:  # A read would return them again until one of them ends.
+            next_at = None
     skipped = lane.recorded_while_loading | lane.held_ids
     refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
     next_at = context.clock() if refused else NEVER if next_at is None else next_at

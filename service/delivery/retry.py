@@ -16,7 +16,6 @@ DEFAULT_RETRY_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000
 
 RETRY_AFTER_MAX_MS = clock.DAY
 _RETRY_AFTER_LENGTH_MAX = 64
-_EPOCH_MIN = 10**9
 _RETRY_SPREAD = 0.1
 _RETRY_SPREAD_MIN_MS = clock.SECOND
 
@@ -104,10 +103,12 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
         if len(digits) > _RETRY_AFTER_LENGTH_MAX:  # It asks for longer than the maximum.
             return RETRY_AFTER_MAX_MS
         seconds = int(digits)
-        if seconds < _EPOCH_MIN:
+        if seconds < clock.EPOCH_SECONDS_MIN:
             return min(seconds * clock.SECOND, RETRY_AFTER_MAX_MS)
         # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
-        at = seconds if seconds >= _EPOCH_MIN * clock.SECOND else seconds * clock.SECOND
+        at = (
+            seconds if seconds >= clock.EPOCH_SECONDS_MIN * clock.SECOND else seconds * clock.SECOND
+        )
         return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
     if not text or len(text) > _RETRY_AFTER_LENGTH_MAX:
         return None

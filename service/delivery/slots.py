@@ -87,8 +87,8 @@ class Slots:
             return None
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
-            if not lane.waiting or lane.share is not share:
-                # It was read again since, or dropped: what it then holds waits anew.
+            if lane.share is not share:
+                # It was dropped or read again since: what it then holds waits anew.
                 del self.waiting[share]
                 self._moved[share] = None
             elif lane.receiver.is_doubted():

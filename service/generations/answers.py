@@ -41,7 +41,7 @@ class Answers:
         await batch.write()
         await hints.use_hints(tx, self.context, batch, by_id)
         if pause_ms := max(reply.pause_ms for reply in replies):
-            await generations.put_pause(tx, tx.now + pause_ms)
+            await budget.store_pause(tx, self.context, pause_ms)
         return [None] * len(replies)
 
     def _apply(self, batch: Batch, reply: Reply) -> int:
@@ -127,12 +127,15 @@ def _next_poll(
     if generation.next_poll_at is not None and not was_planned:
         return {}  # A confirmation or a refresh.
     wait_ms = budget.wait_ms(context, reply.answer, now)
-    if reply.exchange.outcome == "throttled" and generation.status == before.status:
+    is_throttled = reply.exchange.outcome == "throttled" and generation.status == before.status
+    if is_throttled and now < generation.deadline_at + deadlines.HARD_END_MS:
         return {"next_poll_at": now + wait_ms} if was_planned else {}
     if generation.status == "timed_out":
         # Count planned polls only, so that a client's refresh does not use them up.
         count = generation.late_poll_count + (was_planned and before.status == "timed_out")
-        late_at = schedule.poll_after_deadline(generation.deadline_at, count, context.jitter())
+        count, late_at = schedule.poll_after_deadline(
+            generation.deadline_at, count, now, context.jitter()
+        )
         return {"next_poll_at": late_at, "late_poll_count": count}
     if generation.trouble_count:
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())

@@ -1,33 +1,44 @@
 """How often upstream may be asked: the rate, and the pause after a 429."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from service.context import Context
 from service.delivery import retry
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
+from service.store import generations
+from service.store.database import Transaction
 from service.upstream import wire
 from service.upstream.catalogue import STATUS_PATH, Model
 
 THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
-PROBE_MS = MINUTE  # While everything is paused, one question a minute goes through.
+PROBE_MS = MINUTE  # While everything is paused, one request of each kind a minute goes through.
+Kind = Literal["poll", "submission"]
 
 
 class Budget:
     """A token bucket with a token for each poll, and the pause that a 429 asks for.
 
-    The pause holds for submissions, too.
+    The pause holds for submissions, too. None lasts longer than `pause_max_ms`: if it seems to,
+    the clock was set back since.
     """
 
-    def __init__(self, rate_per_second: float, capacity: float | None = None) -> None:
+    def __init__(
+        self,
+        rate_per_second: float,
+        capacity: float | None = None,
+        pause_max_ms: int = PAUSE_MAX_MS,
+    ) -> None:
         self.rate = self._whole_rate = rate_per_second
         self.capacity = capacity or max(1.0, rate_per_second)
         self.tokens = self.capacity
         self.updated_at = 0
-        self.paused_until = 0
-        self.probe_at = 0
+        self.pause_max_ms = pause_max_ms
+        self._paused_until = 0
+        self._probe_at: dict[Kind, int] = {"poll": 0, "submission": 0}
         self.is_shared = False  # Whether each poll is taken from a row that all processes share.
         self._throttled_id: str | None = None  # The last one throttled by a body alone.
 
@@ -36,7 +47,11 @@ class Budget:
         refill = max(now - self.updated_at, 0) * self.rate / 1_000
         self.tokens = min(self.capacity, self.tokens + refill)
         self.updated_at = now
-        return 0 if now < self.paused_until else max(0, int(self.tokens))
+        return 0 if self.is_paused(now) else max(0, int(self.tokens))
+
+    def is_paused(self, now: int) -> bool:
+        """Whether upstream asked for no requests at `now`."""
+        return now < self._paused_until <= now + self.pause_max_ms
 
     def take_share(self, share: float, now: int) -> None:
         """Keep to a share of the whole rate: other processes have the rest."""
@@ -47,12 +62,21 @@ class Budget:
 
     def may_probe(self, now: int) -> bool:
         """Whether one poll may be made although everything is paused."""
-        return self.probe_at <= now < self.paused_until and self.tokens >= 1
+        return self.is_paused(now) and self.probe_at("poll", now) <= now and self.tokens >= 1
+
+    def probe_at(self, kind: Kind, now: int) -> int:
+        """Return when a request of this kind may be made during the pause, or after it."""
+        at = self._probe_at[kind]
+        return min(at, self._paused_until) if at <= now + PROBE_MS else now
+
+    def note_probe(self, kind: Kind, now: int) -> None:
+        """Let the next request of this kind that is made during a pause wait for a minute."""
+        self._probe_at[kind] = now + PROBE_MS
 
     def spend(self) -> None:
         """Take one token."""
         self.tokens -= 1
-        self.probe_at = self.updated_at + PROBE_MS
+        self.note_probe("poll", self.updated_at)
 
     def begin_turn(self, now: int) -> None:
         """Begin with at most one token: other processes have polled meanwhile.
@@ -67,10 +91,12 @@ class Budget:
         self.available(now)
         return max(0.0, 1.0 - self.tokens) / self.rate
 
-    def pause(self, until: int, probe_at: int = 0) -> None:
-        """Allow no poll before `until`, and no probe before `probe_at`, as after a 429."""
-        self.paused_until = max(self.paused_until, until)
-        self.probe_at = max(self.probe_at, probe_at)
+    def pause(self, until: int, now: int) -> None:
+        """Allow no request before `until`, as after a 429, but for probes from in a minute on."""
+        if not self.is_paused(now):
+            self._paused_until = 0
+            self._probe_at = dict.fromkeys(self._probe_at, now + PROBE_MS)
+        self._paused_until = max(self._paused_until, until)
 
     def concerns_all(self, generation_id: str, answer: wire.Answer) -> bool:
         """Whether an answer throttles all requests to upstream.
@@ -78,28 +104,28 @@ class Budget:
         The HTTP status 429 does. A body's code may be about its task alone: it takes the codes of
         two generations, and no report about another one in between.
         """
-        other_id = self._throttled_id
-        if not is_throttled(answer):
+        other_id, is_of_body = self._throttled_id, answer.throttled_by == "body"
+        if answer.throttled_by is None:
             if isinstance(answer, wire.Report) and generation_id != other_id:
                 self._throttled_id = None
             return False
-        assert isinstance(answer, wire.NoReport)
-        if answer.of_body:
+        if is_of_body:
             self._throttled_id = generation_id
-        return not answer.of_body or other_id not in (None, generation_id)
+        return not is_of_body or other_id not in (None, generation_id)
 
-    def note(self, until: int, now: int, max_ms: int) -> bool:
-        """Keep to a stored pause, unless it is over `max_ms`; return whether it was news."""
-        is_news = max(now, self.paused_until) < until <= now + max_ms
+    def note(self, until: int, now: int) -> bool:
+        """Keep to a stored pause; return whether it was news."""
+        ends_at = self._paused_until if self.is_paused(now) else now
+        is_news = ends_at < until <= now + self.pause_max_ms
         if is_news:
-            self.pause(until, probe_at=now + PROBE_MS)
+            self.pause(until, now)
         return is_news
 
     def next_at(self, now: int) -> int:
-        """Return when the next poll may be made."""
+        """Return when the next poll may be made, a probe during a pause included."""
         missing = max(0.0, 1.0 - self.tokens)
         refilled_at = now + int(missing / self.rate * 1_000) + 1
-        return max(self.paused_until, refilled_at)
+        return max(self.probe_at("poll", now), refilled_at) if self.is_paused(now) else refilled_at
 
     def is_full(self, now: int) -> bool:
         """Whether no token is missing."""
@@ -130,11 +156,9 @@ def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
     return None if asked_ms is None else min(asked_ms, pause_max_ms(context))
 
 
-def is_throttled(answer: wire.Answer) -> bool:
-    """Whether upstream answered a poll or a submission with 429."""
-    if isinstance(answer, wire.Report):
-        return False
-    return answer.outcome == "throttled" or (answer.outcome, answer.status) == ("put_off", 429)
+async def store_pause(tx: Transaction, context: Context, pause_ms: int) -> None:
+    """Store a pause for other processes and restarts."""
+    await generations.put_pause(tx, tx.now + pause_ms, tx.now + pause_max_ms(context))
 
 
 def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:
@@ -145,9 +169,7 @@ def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.
 
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:
     """Return the delay that an answer asks for; THROTTLED_MS for a 429 without one."""
-    if isinstance(answer, wire.Report):
-        return 0
     asked_ms = asked_pause_ms(context, answer.retry_after, now)
-    if is_throttled(answer):
+    if answer.throttled_by is not None:
         asked_ms = THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
     return min(asked_ms or 0, pause_max_ms(context))

@@ -85,8 +85,10 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         batch.ingest(id_, update)
         # Upstream may have a task, even one whose id only a callback will name.
         if generation.submission != "waiting":
-            due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
-            batch.change(id_, next_poll_at=due_at)
+            count, due_at = schedule.poll_after_deadline(
+                generation.deadline_at, 0, tx.now, context.jitter()
+            )
+            batch.change(id_, next_poll_at=due_at, late_poll_count=count)
     await batch.write()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from service.context import Context
-from service.generations import budget, ingest, judge, schedule
+from service.generations import budget, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.generation import CALLBACK_GRACE_MS, Generation
@@ -55,11 +55,11 @@ async def _ask_again_at(
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None
-    asked_at, called_back_at = reply.exchange.at, time_of(latest["id"])
+    asked_at, called_back_at = reply.exchange.at, min(time_of(latest["id"]), tx.now)
     # Commits wait for this, so a large body is not read: it most likely holds a result.
     is_large = len(latest["body"]) > reading.READ_ON_LOOP_BYTES
     report = None if is_large else wire.read_callback(latest["body"])
-    if is_large or ingest.reports_end(report):
+    if is_large or (report is not None and report.reports_end):
         lags = (called_back_at + lag_ms for lag_ms in LAG_MS)
         return next((at for at in lags if at > asked_at), None)
     is_first = (batch.before(generation.id).last_poll_at or 0) < called_back_at

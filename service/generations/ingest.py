@@ -222,18 +222,6 @@ class Batch:
             await generations.delete_confirmations(tx, final_ids)
 
 
-def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
-    """Read the body of a callback, and note whether it reports an end."""
-    report = wire.read_callback(arrival.body)
-    arrival.reports_end = reports_end(report)
-    return report
-
-
-def reports_end(report: wire.Report | None) -> bool:
-    """Whether the body of a callback could be read and says that its task ended."""
-    return report is not None and report.reports_end
-
-
 async def store_hints(
     tx: Transaction, arrivals: Sequence[callbacks.Arrival]
 ) -> list[callbacks.StoredCallback | None]:

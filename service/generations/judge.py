@@ -29,6 +29,7 @@ from service.upstream.ids import ids_as, task_ids_of
 
 _log = log.get()
 
+TEXTS_MAX = 3  # Texts of JSON within each other that are searched for tasks of others.
 CONFLICT_CODE = "task_id_conflict"
 CONFLICT_MESSAGE = "Upstream answered with the task of another generation"
 
@@ -70,9 +71,15 @@ async def judge_submission(
 
 
 def _is_equal(holder: Row, generation: Generation) -> bool:
-    """Whether a holder of a task has the model and the input of a generation."""
+    """Whether a holder of a task has the model and the input of a generation.
+
+    A damaged input is equal to none.
+    """
     input_ = holder["input"]  # None if its text is equal.
-    is_same = input_ is None or msgspec.json.decode(input_) == generation.input
+    try:
+        is_same = input_ is None or msgspec.json.decode(input_) == generation.input
+    except msgspec.DecodeError:
+        return False
     return bool(is_same and holder["model"] == generation.model)
 
 
@@ -127,6 +134,8 @@ def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) ->
             continue
         if source.status != update.status:
             continue  # The update was not applied.
+        if source.task_id is None:
+            continue  # Whether it shares a task is not known.
         for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:
@@ -146,7 +155,7 @@ async def judge(
         sightings.routes.note_answer(route, generation.id, now)
     others = answer.other_ids(reply.task_id)
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
-    if is_of_another and not await _is_alias(context, sightings, generation, others[0], now):
+    if is_of_another and not await _is_alias(context, sightings, generation, reply, others[0]):
         return await _other_task(context, reply, others[0])
     may_end = answer.state != "processing" or answer.possible is not None
     if others and may_end:
@@ -172,16 +181,22 @@ async def _own_end(
     Beside the task asked for it may list others, such as the latest ones of the account.
     """
     read = partial(context.database.read, tasks.holders)
-    holders = await read(answer.other_ids(task_id), generation.id)
+    holders = await read(answer.other_ids(task_id), generation.id, task_id)
     if not holders:
         return answer
     theirs = {holder["task_id"] for holder in holders}
-    body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
-    read_poll = partial(wire.read_poll, 200, {}, body, task_id, generation.input)
-    own = await reading.read(len(body), read_poll)
+    read_own = partial(_read_without, answer, theirs, task_id, generation.input)
+    own = await reading.read(answer.size_bytes, read_own)
     if not isinstance(own, wire.Report) or _outcome_of(own) != _outcome_of(answer):
         return None
-    return None if await read(own.other_ids(task_id), generation.id) else own
+    return None if await read(own.other_ids(task_id), generation.id, task_id) else own
+
+
+def _read_without(
+    answer: wire.Report, theirs: Collection[str], task_id: str | None, request: Any
+) -> wire.Answer:
+    body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
+    return wire.read_poll(200, {}, body, task_id, request)
 
 
 def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
@@ -189,17 +204,25 @@ def _outcome_of(answer: wire.Report) -> tuple[str, bool, bool]:
     return answer.state, answer.possible is not None, bool(files)
 
 
-def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -> Any:
-    """Return decoded JSON without the objects that name a task of `theirs` and none of `own`."""
+def _without(
+    value: Any, theirs: Collection[str], own: Collection[str | None], texts: int = TEXTS_MAX
+) -> Any:
+    """Return decoded JSON without the objects that name a task of `theirs` and none of `own`.
+
+    What stands as JSON in more texts within each other than TEXTS_MAX becomes null.
+    """
     if isinstance(value, str):
         opened = lenient.opened(value)  # A text may hold objects as JSON.
-        return value if opened is value else json_text(_without(opened, theirs, own))
+        if opened is value:
+            return value
+        return json_text(_without(opened, theirs, own, texts - 1)) if texts else None
     if isinstance(value, list):
-        return [_without(item, theirs, own) for item in value if not _is_of(item, theirs, own)]
+        items = [item for item in value if not _is_of(item, theirs, own)]
+        return [_without(item, theirs, own, texts) for item in items]
     if not isinstance(value, dict):
         return value
-    pairs = value.items()
-    return {k: _without(v, theirs, own) for k, v in pairs if not _is_of(v, theirs, own)}
+    pairs = [(k, v) for k, v in value.items() if not _is_of(v, theirs, own)]
+    return {k: _without(v, theirs, own, texts) for k, v in pairs}
 
 
 def _is_of(value: Any, theirs: Collection[str], own: Collection[str | None]) -> bool:
@@ -257,24 +280,25 @@ async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
 
 
 async def _is_alias(
-    context: Context, sightings: Sightings, generation: Generation, other_id: str, now: int
+    context: Context, sightings: Sightings, generation: Generation, reply: Reply, other_id: str
 ) -> bool:
     """Whether an id is another name of this generation's task; learn it when it comes often.
 
-    Resellers show the id of the service behind them. Names are stored. A name that a second
-    generation meets is revoked for good.
+    Resellers show the id of the service behind them. Names are stored. A name that a generation
+    with another task meets is revoked for good.
     """
     if context.redactor.json(other_id) != other_id:
         return False  # Upstream repeats a secret of ours, such as the callback URL.
-    database, id_ = context.database, generation.id
-    is_name = await database.read(tasks.is_name, other_id, id_)
-    if await database.read(tasks.another_has, [other_id], id_):
+    database, id_, own = context.database, generation.id, reply.task_id
+    assert own is not None
+    is_name = await database.read(tasks.is_name, other_id, id_, own)
+    if await database.read(tasks.another_has, [other_id], id_, own):
         if is_name is False:
             await database.write(tasks.revoke_name, other_id, tenant=generation.tenant)
         return False
-    if is_name is None and sightings.is_alias(id_, other_id, now):
+    if is_name is None and sightings.is_alias(id_, own, other_id, reply.exchange.at):
         await database.write(tasks.learn_name, other_id, id_, tenant=generation.tenant)
-        is_name = await database.read(tasks.is_name, other_id, id_)
+        is_name = await database.read(tasks.is_name, other_id, id_, own)
     return bool(is_name)
 
 

@@ -86,7 +86,7 @@ class Poller:
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
             self._unused_until = 0
-            return 0, self._next_token_at(now) if room > 0 else None
+            return 0, self.budget.next_at(now) if room > 0 else None
         apart, full = full_questions(self.places, lambda: self.context.catalogue)
         choice = generations.Choice(
             limit=free,
@@ -99,9 +99,9 @@ class Poller:
             _read_due, choice, self._turns
         )
         self.stuck.put_all(choice.unreadable, now)
-        if self.budget.note(paused_until, now, budget.pause_max_ms(self.context)):
+        if self.budget.note(paused_until, now):
             # Upstream asked another process for the pause, or a submission.
-            return 0, self._next_token_at(now)
+            return 0, self.budget.next_at(now)
         chosen = self._in_order(confirmations, polls, free)
         allowed = missing = free
         if self.budget.is_shared:
@@ -113,7 +113,7 @@ class Poller:
         is_spent = started == (allowed if missing else free)
         self._unused_until = 0 if is_spent else now + MINUTE
         if is_spent:
-            return started, self._next_token_at(now)
+            return started, self.budget.next_at(now)
         if started < len(chosen):
             return started, now  # Some follow or found no place: others may find one.
         if choice.unreadable:
@@ -130,12 +130,12 @@ class Poller:
         return count
 
     def _start_due(
-        self, chosen: Sequence[Generation], free: int, confirmed: AbstractSet[str]
+        self, chosen: Sequence[Generation], most: int, confirmed: AbstractSet[str]
     ) -> int:
-        """Start up to `free` of the chosen polls; return how many."""
+        """Start up to `most` of the chosen polls; return how many."""
         started = 0
         for generation in chosen:
-            if self._follow(generation) or started == free:
+            if self._follow(generation) or started == most:
                 continue
             if not self.context.database.holds(generation.id):
                 continue  # Another process has its shard since it was read.
@@ -144,11 +144,6 @@ class Poller:
                 self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
                 started += 1
         return started
-
-    def _next_token_at(self, now: int) -> int:
-        """Return when the next poll may be made, a probe during a pause included."""
-        next_at, probe_at = self.budget.next_at(now), self.budget.probe_at
-        return probe_at if now < probe_at < self.budget.paused_until else next_at
 
     def _in_order(
         self, confirmations: Sequence[Generation], polls: Sequence[Generation], free: int
@@ -184,13 +179,13 @@ class Poller:
             return None
         if (shared := self._follow(generation)) is not None:
             return shared
-        self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
+        self.budget.note(paused_until, now)
         self.budget.available(now)  # Fills it up.
         if refreshes.rate != self.budget.rate:  # Other processes have come or gone.
             refreshes.keep_to(self.budget.rate)
         has_share = refreshes.has_share(generation.tenant, now)
         # Planned polls take each token as it comes, so a share is borrowed: they then wait for it.
-        if now < self.budget.paused_until or not (has_share or self._has_unused(now)):
+        if self.budget.is_paused(now) or not (has_share or self._has_unused(now)):
             return None
         if not refreshes.places.take(generation.tenant):
             return None
@@ -271,7 +266,7 @@ class Poller:
             await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self.budget.pause(context.clock() + SECOND)
+            self.budget.pause(context.clock() + SECOND, context.clock())
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
@@ -281,10 +276,10 @@ class Poller:
         context, write, tenant = self.context, self.context.database.write, generation.tenant
         task_id = generation.task_id
         if task_id is None:
-            task_id = await hints.task_id_of_callbacks(context, generation)
             if (due_at := self._answer_due_at(generation, context.clock())) is not None:
                 await write(answers.plan_after_submission, generation.id, due_at, tenant=tenant)
                 return
+            task_id = await hints.task_id_of_callbacks(context, generation)
         if task_id is None:
             await write(answers.plan_without_task, context, generation.id, tenant=tenant)
             return
@@ -313,7 +308,7 @@ class Poller:
             await write(reply)
             return
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
-            self.budget.pause(context.clock() + pause_ms)
+            self.budget.pause((now := context.clock()) + pause_ms, now)
             reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
         await write(reply)
         ingest.announce_exchange(metrics.polls, reply.exchange)

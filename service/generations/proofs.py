@@ -26,9 +26,16 @@ class Proof(msgspec.Struct, frozen=True):
     reading: Reading | None  # None if the body is not readable.
 
 
+def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
+    """Read the body of a callback, and note whether it reports an end."""
+    report = wire.read_callback(arrival.body)
+    arrival.reports_end = report is not None and report.reports_end
+    return report
+
+
 def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
-    report = ingest.read_end(arrival)
+    report = read_end(arrival)
     if report is None:
         return Proof(arrival, None)
     arrival.readable |= report.is_proof  # Its JSON may be read although it is not strict.
@@ -63,9 +70,10 @@ async def write_proofs(
     if doubted:
         await callbacks.doubt(tx, doubted)
     judge.share_outcomes(batch, ends)
-    ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
-    repeated = [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
-    hints += [(arrival, s) for arrival, s in repeated if arrival.generation_id not in ended]
+    # A repeated body is still a hint.
+    hints += [(p.arrival, s) for p, s in pairs if s is not None and s.verdict == "duplicate"]
+    final = {id_ for id_, generation in batch.generations.items() if generation.is_final}
+    hints = [hint for hint in hints if hint[0].generation_id not in final]
     await batch.write()
     if hints:
         await callbacks.plan_confirmations(tx, hints)
@@ -101,11 +109,11 @@ async def _names_other_task(tx: Transaction, report: wire.Report, generation: Ge
     """
     if _names_only_own(report, generation):
         return False
-    ids = report.task_ids
-    if ids and generation.task_id is not None and generation.task_id not in ids:
+    ids, own = report.task_ids, generation.task_id
+    if ids and own is not None and own not in ids:
         return True
-    others = report.other_ids(generation.task_id)
-    return bool(others) and await tasks.another_has(tx, others, generation.id)
+    others = report.other_ids(own)
+    return bool(others) and await tasks.another_has(tx, others, generation.id, own)
 
 
 def _apply(tx: Transaction, batch: ingest.Batch, generation: Generation, reading: Reading) -> bool:

@@ -95,14 +95,17 @@ def poll_after_trouble(failures: int, now: int, jitter: float) -> int:
     return now + _with_jitter(_grown(failures, *_TROUBLE_MS), jitter)
 
 
-def poll_after_deadline(deadline_at: int, late_polls: int, jitter: float) -> int | None:
-    """Return when to poll a timed out generation after `late_polls` late polls; None: never.
+def poll_after_deadline(
+    deadline_at: int, late_polls: int, now: int, jitter: float
+) -> tuple[int, int | None]:
+    """Return how many late polls are over and when the next one is due; None: never.
 
-    10 minutes, 1, 6 and 24 hours after the deadline, ±20 %.
+    10 minutes, 1, 6 and 24 hours after the deadline, ±20 %. Those that were missed are over.
     """
-    if late_polls >= len(_LATE_POLLS_MS):
-        return None
-    return deadline_at + _with_jitter(_LATE_POLLS_MS[late_polls], jitter)
+    for count in range(late_polls, len(_LATE_POLLS_MS)):
+        if (at := deadline_at + _with_jitter(_LATE_POLLS_MS[count], jitter)) > now:
+            return count, at
+    return len(_LATE_POLLS_MS), None
 
 
 def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter: float) -> int:

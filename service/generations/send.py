@@ -34,8 +34,8 @@ async def send(
         raise
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
         _log.error("submission.failed", generation_id=generation.id, error=repr(error))
-        task_id = reply.answer.task_id if isinstance(reply.answer, wire.Report) else None
-        answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
+        ids = reply.answer.task_ids if isinstance(reply.answer, wire.Report) else ()
+        answer = wire.Report("processing", ids[0], ids) if ids else wire.NoReport("lost")
         exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
         reply = replace(reply, answer=answer, update=None, exchange=exchange)
         after = await _store(context, generation, reply)
@@ -57,7 +57,7 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     id_ = sent.id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     if reply.pause_ms:
-        await generations.put_pause(tx, tx.now + reply.pause_ms)
+        await budget.store_pause(tx, context, reply.pause_ms)
     before = batch.generations.get(id_)
     if before is None:
         return sent

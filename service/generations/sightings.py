@@ -3,6 +3,7 @@
 The counts are in memory and bounded. After a restart upstream is polled a few times more.
 """
 
+import hashlib
 from collections import OrderedDict
 
 import msgspec
@@ -24,7 +25,7 @@ ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another 
 class Sighting(msgspec.Struct):
     """What the answers about one generation said, how often, and since when."""
 
-    content: str
+    digest: bytes  # Of what was said, which may be large.
     count: int
     first_at: int
 
@@ -55,35 +56,36 @@ class Routes:
 
 
 class Sightings:
-    """The latest sighting of each generation, and which generations met another task's id."""
+    """The latest sighting of each generation, and which task each other id was met for."""
 
     def __init__(self) -> None:
         self.routes = Routes()
         self._by_generation: OrderedDict[str, Sighting] = OrderedDict()
-        self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several generations.
+        self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several tasks.
 
     def note(self, generation_id: str, content: str, now: int) -> Sighting:
         """Count an answer; one with another content begins a new count."""
+        digest = hashlib.sha256(content.encode()).digest()
         sighting = self._by_generation.pop(generation_id, None)
-        if sighting is None or sighting.content != content:
-            sighting = Sighting(content, 0, now)
+        if sighting is None or sighting.digest != digest:
+            sighting = Sighting(digest, 0, now)
         sighting.count += 1
         self._by_generation[generation_id] = sighting
         if len(self._by_generation) > SIGHTINGS_MAX:
             self._by_generation.popitem(last=False)
         return sighting
 
-    def is_alias(self, generation_id: str, other_id: str, now: int) -> bool:
+    def is_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
         """Count an answer that names another task; return whether that id is an alias of this task.
 
-        Resellers show the id of the service behind them. An id that a second generation meets is
-        never a name of either.
+        Resellers show the id of the service behind them. An id that is met as a second task is
+        polled is never a name of either. Generations that share a task meet it as the same one.
         """
-        met_by = self._met_by.setdefault(other_id, generation_id)
+        met_by = self._met_by.setdefault(other_id, task_id)
         self._met_by.move_to_end(other_id)
         if len(self._met_by) > SIGHTINGS_MAX:
             self._met_by.popitem(last=False)
-        if met_by != generation_id:
+        if met_by != task_id:
             self._met_by[other_id] = None
             return False
         return self.note(generation_id, f"task {other_id}", now).count >= ALIAS_ANSWERS
@@ -95,5 +97,5 @@ class Sightings:
         return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:
-        """Forget the answers about a generation, as once it has ended."""
+        """Forget the answers about a generation: the latest one says something certain."""
         self._by_generation.pop(generation_id, None)

@@ -84,7 +84,9 @@ class Submitter:
     def __init__(self, context: Context) -> None:
         self.context = context
         # The poller has the same one: a pause is for both.
-        self.budget = budget.Budget(context.settings.poll_rate_per_second)
+        self.budget = budget.Budget(
+            context.settings.poll_rate_per_second, pause_max_ms=budget.pause_max_ms(context)
+        )
         self.places = Places(PLACES)
         self.stuck = Stuck()
         self._last_tenant = ""  # The tenant behind it has the next turn.
@@ -196,11 +198,12 @@ class Submitter:
             _read_due, choice, self._last_tenant
         )
         self.stuck.put_all(choice.unreadable, now)
-        self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
-        if due and now < self.budget.paused_until:  # One request a minute goes through.
-            if now < self.budget.probe_at:
-                return 0, min(self.budget.paused_until, self.budget.probe_at)
-            self.budget.probe_at, due = now + budget.PROBE_MS, due[:1]
+        self.budget.note(paused_until, now)
+        if due and self.budget.is_paused(now):  # One submission a minute goes through.
+            if now < (probe_at := self.budget.probe_at("submission", now)):
+                return 0, probe_at
+            self.budget.note_probe("submission", now)
+            due = due[:1]
         chosen = [g for g in due if places.take(g.tenant)]
         if not chosen:
             return 0, now + LOOK_AGAIN_MS if choice.unreadable else self.stuck.next_at(next_at, now)

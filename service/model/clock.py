@@ -12,6 +12,7 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+EPOCH_SECONDS_MIN = 10**9  # Fewer seconds (until 2001) are a duration, and no date.
 
 _RFC3339 = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.(?P<fraction>\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII

@@ -37,7 +37,6 @@ async def create(request: Request) -> Response:
     sandbox = _sandbox(request)
     key = _authorize(sandbox, request)
     body = await _read(request)
-    tasks.append(sandbox, sandbox.create_bodies, body)
     model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
     if key in sandbox.unfunded_keys:
         raise HTTPException(402, "insufficient credits")
@@ -49,6 +48,7 @@ async def create(request: Request) -> Response:
         code = misbehaviour.body_error
         return JSONResponse(wire.envelope(None, code=code, message=_REQUESTED_ERROR))
     task = _new_task(sandbox, request, model, body, misbehaviour)
+    task.size_bytes = len(await request.body())
     tasks.add(sandbox, task)
     return await _answer(sandbox, task)
 

@@ -1,4 +1,4 @@
-"""The tasks and the state of one sandbox; the size of all its collections is limited."""
+"""The tasks and the state of one sandbox; its collections are limited, and tasks also in bytes."""
 
 import asyncio
 import collections
@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import httpx
 
@@ -18,10 +17,10 @@ from service.sandbox.parameters import Body, count_of
 RUNNING = "IN_PROGRESS"
 COMPLETED = "completed"
 FAILED = "failed"
+TASKS_BYTES_MAX = 128 << 20  # Of the requests of all tasks.
 UNKNOWN_WORD = "daydreaming"
 
 Sleep = Callable[[float], Awaitable[None]]
-Entry = TypeVar("Entry")
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,6 +42,7 @@ class Task:
     completed_at: int | None = None
     called_back: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
+    size_bytes: int = 0  # Of the request.
 
     @property
     def callback_url(self) -> str | None:
@@ -61,17 +61,16 @@ class CallbackRequest:
     """One HTTP request of a callback; `status_code` is None without an answer."""
 
     task_id: str
-    url: str
-    body: bytes
     status_code: int | None
     forged: bool
 
 
 @dataclasses.dataclass(slots=True)
 class Sandbox:
-    """The state of a sandbox. Each list keeps its newest `tasks_max` entries.
+    """The state of a sandbox. Each collection keeps its newest `tasks_max` entries.
 
-    create_bodies, callback_requests, polls: recorded for tests; polls are counted by task id.
+    tasks_bytes: the size of all their requests.
+    callback_requests, polls: recorded for tests; polls are counted by task id.
     unfunded_keys: keys whose create requests are answered with 402.
     rate_rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
@@ -85,7 +84,7 @@ class Sandbox:
     client: httpx.AsyncClient
     tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
-    create_bodies: list[Body] = dataclasses.field(default_factory=list)
+    tasks_bytes: int = 0
     callback_requests: list[CallbackRequest] = dataclasses.field(default_factory=list)
     polls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unfunded_keys: set[str] = dataclasses.field(default_factory=set)
@@ -97,17 +96,19 @@ class Sandbox:
             await self.sleep(seconds / self.speed)
 
 
-def append(sandbox: Sandbox, entries: list[Entry], entry: Entry) -> None:
-    """Append to one of the sandbox's lists, and drop the oldest entries beyond the limit."""
-    entries.append(entry)
-    del entries[: -sandbox.tasks_max]
+def record(sandbox: Sandbox, request: CallbackRequest) -> None:
+    """Record a callback, and drop the oldest ones beyond the limit."""
+    sandbox.callback_requests.append(request)
+    del sandbox.callback_requests[: -sandbox.tasks_max]
 
 
 def add(sandbox: Sandbox, task: Task) -> None:
-    """Store a new task; beyond the limit, drop the oldest task and cancel its work."""
+    """Store a new task; beyond the limits, drop the oldest tasks and cancel their work."""
     sandbox.tasks[task.id] = task
-    while len(sandbox.tasks) > sandbox.tasks_max:
+    sandbox.tasks_bytes += task.size_bytes
+    while len(sandbox.tasks) > sandbox.tasks_max or sandbox.tasks_bytes > TASKS_BYTES_MAX:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
+        sandbox.tasks_bytes -= oldest.size_bytes
         sandbox.polls.pop(oldest.id, None)
         if oldest.work is not None:
             oldest.work.cancel()

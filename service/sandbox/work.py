@@ -7,7 +7,7 @@ import logging
 import httpx
 
 from service.sandbox import wire
-from service.sandbox.tasks import COMPLETED, FAILED, CallbackRequest, Sandbox, Task, append
+from service.sandbox.tasks import COMPLETED, FAILED, CallbackRequest, Sandbox, Task, record
 
 log = logging.getLogger("genhook.sandbox")
 
@@ -105,8 +105,7 @@ async def _post(
         log.info("callback for %s got no answer: %s", task.id, type(error).__name__)
     else:
         log.info("callback for %s answered %d", task.id, status_code)
-    sent = CallbackRequest(task.id, url, body, status_code, forged)
-    append(sandbox, sandbox.callback_requests, sent)
+    record(sandbox, CallbackRequest(task.id, status_code, forged))
     return status_code is not None and 200 <= status_code <= 299
 
 

@@ -34,6 +34,9 @@ class Side(Protocol):
 
     name: str
 
+    async def prepare(self) -> None:
+        """Bring the rows into the form that both databases have. To be called before the others."""
+
     async def tables(self) -> Sequence[Table]:
         """Return the tables, in the order of their names."""
 
@@ -62,6 +65,8 @@ async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
     A copy that was interrupted goes on where it ended. StorageError if the target holds rows of its
     own, if the two have different tables, or if their rows are not equal at the end.
     """
+    for side in (source, target):
+        await side.prepare()
     tables = await source.tables()
     theirs = {table.name: set(table.columns) for table in await target.tables()}
     if theirs != {table.name: set(table.columns) for table in tables}:

@@ -121,11 +121,10 @@ class Database(Protocol):
         """
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but it runs after every unit that is queued or in a commit now.
+        """Like `write_always`, but after the units of `tenant` that are queued or in a commit now.
 
         It may overtake one that waits for its retry. So who undoes what a `write_always` may have
         done cancels that first.
-        tenant: that of the earlier unit which this one must follow.
         """
 
     async def read(self, unit: Unit[T], *args: object) -> T:

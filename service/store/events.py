@@ -38,11 +38,11 @@ async def insert(tx: Transaction, events: Sequence[Event]) -> None:
     await tx.many("event_insert", [msgspec.structs.asdict(event) for event in events])
 
 
-# The seq of the event; once retention has deleted it, the seq of the event before it. The ids of
-# two processes may be out of commit order, so comparing ids instead would skip events.
+# The seq of the event; once retention has deleted it, the seq of the last event before it that has
+# one. The ids of two processes may be out of commit order, so comparing ids would skip events.
 _SEQ_OF_CURSOR = (
-    "coalesce((SELECT seq FROM events WHERE id = :after), "
-    "(SELECT seq FROM events WHERE id < :after ORDER BY id DESC LIMIT 1), 0)"
+    "coalesce((SELECT seq FROM events WHERE id = :after), (SELECT seq FROM events "
+    "WHERE id < :after AND seq IS NOT NULL ORDER BY id DESC LIMIT 1), 0)"
 )
 
 

@@ -191,9 +191,9 @@ async def next_due(
     return min((at for at in due_times if at is not None), default=None)
 
 
-async def put_pause(tx: Transaction, until: int) -> None:
-    """Store until when upstream asked for no requests, for other processes and restarts."""
-    await tx.run("pause_put", until=until)
+async def put_pause(tx: Transaction, until: int, latest: int) -> None:
+    """Store until when upstream asked for no requests; a stored time after `latest` is wrong."""
+    await tx.run("pause_put", until=until, latest=latest)
 
 
 async def get_pause(tx: Transaction) -> int:

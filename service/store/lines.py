@@ -49,7 +49,7 @@ class Lines:
         # A heap of (turn, arrival, line). The turn is the virtual time, in rows, at which the next
         # item of the line starts, and its lead; the arrival decides between equal turns.
         self._turns: list[tuple[int, int, Line]] = []
-        self._ends: dict[_Kind, int] = {}  # Of emptied lines: what their turn would be now.
+        self._ends: dict[_Kind, int] = {}  # Of emptied lines: the turn at which each would go on.
         self._rows = 0  # The virtual time: the turn of the item that was taken last.
         self._arrivals = 0
         self._count = 0
@@ -71,16 +71,18 @@ class Lines:
     def put_back(self, items: Sequence[Item]) -> None:
         """Make items that were taken, and have not run, the next ones of their lines.
 
-        Their lines are not charged for them, and the virtual time is what it was before.
+        The lines that were charged for them are not charged any more, and the virtual time is what
+        it was before. A kind that has turned out heavy meanwhile goes to another line.
         """
-        refunds: Counter[Line] = Counter()
+        refunds: Counter[_Kind] = Counter()
         for item in reversed(items):
-            line = self._line_of(item, is_back=True)
-            line.items.appendleft(item)
-            refunds[line] += item.charged
-        self._turns = [(turn - refunds[line], at, line) for turn, at, line in self._turns]
+            self._line_of(item, is_back=True).items.appendleft(item)
+            refunds[item.line] += item.estimate
+        for key in refunds.keys() & self._ends.keys():
+            self._ends[key] -= refunds[key]
+        self._turns = [(turn - refunds[line.key], at, line) for turn, at, line in self._turns]
         heapq.heapify(self._turns)
-        starts = [turn - line.lead for turn, _, line in self._turns if line in refunds]
+        starts = [turn - line.lead for turn, _, line in self._turns if line.key in refunds]
         self._rows = min([self._rows, *starts])
         self._count += len(items)
 
@@ -92,12 +94,13 @@ class Lines:
         while turns:
             turn, arrival, line = turns[0]
             items, rows = line.items, UNIT_ROWS
-            if items[0].unit in counted:
-                rows += weights.get((items[0].tenant, items[0].unit), UNKNOWN_ROWS)
+            item = items[0]
+            if item.unit in counted:
+                rows += weights.get((item.tenant, item.unit), UNKNOWN_ROWS)
             if rows > room and taken:
                 break
             self._rows, room = turn - line.lead, room - rows
-            items[0].charged = rows
+            item.estimate, item.line = rows, line.key
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
@@ -170,7 +173,7 @@ class Lines:
             del self._ends[next(iter(self._ends))]
 
     def _line_of(self, item: Item, *, is_back: bool = False) -> Line:
-        """Return the line of an item. is_back: it was taken, so its line did not end."""
+        """Return the line of an item. is_back: it was taken, so the line it was in did not end."""
         key: _Kind = item.tenant, None
         if item.unit in self._counted and self._weights.get((item.tenant, item.unit)):
             key = item.tenant, item.unit
@@ -180,6 +183,6 @@ class Lines:
             self._arrivals += 1
             start = self._rows + line.lead
             end = self._ends.pop(key, start)
-            turn = end if is_back else max(start, end)
+            turn = end if is_back and item.line == key else max(start, end)
             heapq.heappush(self._turns, (turn, self._arrivals, line))
         return line

@@ -14,6 +14,12 @@ class Newer(str):
     __slots__ = ()
 
 
+class Older(str):
+    """The problem that the schema is older or missing, which `genhook migrate` or a start mends."""
+
+    __slots__ = ()
+
+
 def describe_problem(current: int, needed: int) -> str | None:
     """Return what is wrong with a database of schema `current`, or None.
 
@@ -27,4 +33,6 @@ def describe_problem(current: int, needed: int) -> str | None:
         return Newer(
             f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
         )
-    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
+    return Older(
+        f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
+    )

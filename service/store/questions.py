@@ -4,6 +4,7 @@ from service.store.database import Transaction
 from service.store.rows import read_number
 
 AT_ONCE_US = 10_000  # Unused rate is kept for so long, in microseconds.
+AHEAD_US = 60_000_000  # That another machine's clock may be ahead.
 
 
 async def take(tx: Transaction, count: int, rate_per_second: float) -> int:
@@ -13,7 +14,10 @@ async def take(tx: Transaction, count: int, rate_per_second: float) -> int:
     """
     await tx.lock_names("questions")
     interval, now = 1_000_000 / rate_per_second, tx.now * 1_000
-    begin = max(await read_number(tx, "questions_get") or 0, now - AT_ONCE_US)
+    free_at = await read_number(tx, "questions_get") or 0
+    if free_at > now + interval + AHEAD_US:  # A clock was wrong.
+        free_at = 0
+    begin = max(free_at, now - AT_ONCE_US)
     if begin > now:
         return 0
     taken = min(count, 1 + int((now - begin) / interval))

@@ -7,7 +7,9 @@ holds. A text that several statements share begins with a line `-- part: NAME`, 
 overrides of a database.
 
 A line `-- lock: g, b` names the tables whose rows `Transaction.lock` locks, in the order in which
-the statement returns them: `{sorted g.id}`, where there is no other.
+the statement returns them: `{sorted g.id}`, where there is no other. A statement that also looks at
+tables whose rows it does not lock has `-- lock, then look again: g` instead: other transactions may
+change them while PostgreSQL waits for a lock, and it shows them as they were before.
 """
 
 import re
@@ -20,9 +22,16 @@ from typing import Any, NamedTuple
 _SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): |\Z)")
 _MARK = re.compile(r"\{(\w+)(?: ([\w.]+))?\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|::|:(?P<name>\w+)")
-_LOCK = re.compile(r"(?m)^-- lock: (\w+(?:, \w+)*)$")
+_LOCK = re.compile(r"(?m)^-- lock(, then look again)?: (\w+(?:, \w+)*)$")
 _FOLDER = Path(__file__).parent / "sql"
 _COMPOSED_MAX = 500  # Statements that are cached: a list has one for each set of filters.
+
+
+class Lock(NamedTuple):
+    """What `Transaction.lock` locks of a statement's rows."""
+
+    tables: str = ""  # As `FOR UPDATE OF` names them; empty if it may not lock.
+    looks_again: bool = False
 
 
 class Statement(NamedTuple):
@@ -33,7 +42,7 @@ class Statement(NamedTuple):
 
     sql: str
     bind: Callable[[Mapping[str, Any]], tuple[Any, ...]]
-    locked: str = ""  # The tables whose rows it may lock, as `FOR UPDATE OF` names them.
+    lock: Lock = Lock()
 
 
 class Dialect:
@@ -97,11 +106,12 @@ class Dialect:
         def fill(mark: re.Match[str]) -> str:
             return marks[mark[1]].replace("{}", mark[2] or "")
 
-        locked = _LOCK.search(sql)
+        match = _LOCK.search(sql)
+        lock = Lock(match[2], looks_again=match[1] is not None) if match else Lock()
         sql = _LOCK.sub("", sql).strip().removesuffix(";")
         filled = _MARK.sub(fill, _MARK.sub(fill, sql))  # A part may have marks, too.
         text = _PARAMETER.sub(place, filled)
-        return Statement(text, _binder(names), locked[1] if locked else "")
+        return Statement(text, _binder(names), lock)
 
 
 def _binder(names: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:

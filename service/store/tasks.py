@@ -14,16 +14,18 @@ async def holders(
     tx: Transaction,
     task_ids: Collection[str],
     generation_id: str,
-    limit: int = HOLDERS_MAX,
+    own_task: str | None = None,
     *,
+    limit: int = HOLDERS_MAX,
     input_text: str | None = None,
 ) -> list[Row]:
     """Return the other generations that have one of the tasks; see generations_of_tasks in sql/.
 
+    Those whose task is `own_task` share it, so they are no others.
     `input` is None if it is the same text as `input_text`, or if `input_text` is None.
     """
     values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
-    return await tx.all("generations_of_tasks", **values, input=input_text)
+    return await tx.all("generations_of_tasks", **values, own_task=own_task, input=input_text)
 
 
 async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
@@ -35,9 +37,11 @@ async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
     await tx.lock_names(*{f"task {shard_of(id_)}" for id_ in task_ids})
 
 
-async def another_has(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
-    """Return whether another generation than this one has one of the tasks."""
-    return bool(await holders(tx, task_ids, generation_id, limit=1))
+async def another_has(
+    tx: Transaction, task_ids: Collection[str], generation_id: str, own_task: str | None = None
+) -> bool:
+    """Return whether another generation has one of the tasks; `own_task` is shared, not another."""
+    return bool(await holders(tx, task_ids, generation_id, own_task, limit=1))
 
 
 async def release(tx: Transaction, generation_id: str, task_id: str) -> None:
@@ -45,14 +49,16 @@ async def release(tx: Transaction, generation_id: str, task_id: str) -> None:
     await tx.run("generation_release_task", id=generation_id, task_id=task_id)
 
 
-async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:
+async def is_name(
+    tx: Transaction, task_id: str, generation_id: str, own_task: str | None
+) -> bool | None:
     """Return whether an id is another name of this generation's task; None if nobody learned it."""
-    row = await tx.one("task_name", task_id=task_id)
-    return None if row is None else row["generation_id"] == generation_id and not row["is_revoked"]
+    row = await tx.one("task_name", task_id=task_id, id=generation_id, own_task=own_task)
+    return None if row is None else bool(row["is_own"] and not row["is_revoked"])
 
 
 async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
-    """Store another name of this generation's task; one that another generation has is revoked."""
+    """Store another name of this generation's task; one that another task has is revoked."""
     await tx.keep("generation_tenant", id=generation_id)
     await tx.run("task_name_learn", task_id=task_id, id=generation_id, names_max=NAMES_MAX)
 

@@ -1,12 +1,13 @@
 """The queue in front of the database: bounded in units, in bytes and in seconds, in turn by tenant.
 
 A unit that waits holds the body of its request in memory, so a number of units alone is no bound.
-No caller waits longer than WAIT_SECONDS, whatever the disk does.
+No caller waits longer than WAIT_SECONDS, whatever the disk does, except that of an item that is
+`always` retried.
 """
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from service.model.errors import StorageBusyError
 from service.store.item import Item
@@ -26,6 +27,7 @@ class Queue:
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
         self._committing: set[Item] = set()
+        self._refused: set[Item] = set()  # Of `_committing`, those whose callers were refused.
         self._ended_at = -math.inf  # When the last commit ended, by the loop's clock.
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -50,23 +52,30 @@ class Queue:
         self._waiting.append(item)
 
     def take(self) -> Sequence[Item]:
-        """Return the next items, which are in a commit until `finish` or `put_back`."""
+        """Return the next items, which count as in a commit until `finish` or `put_back`."""
         taken = self._waiting.take()
         self._committing.update(taken)
         return taken
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put items that were taken, and did not run, back to the front of their lines."""
+        items = self.start(items)
         self._committing.difference_update(items)
         self._waiting.put_back(items)
 
+    def start(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return those of the taken items that may run now; the others were refused and leave."""
+        if not self._refused:
+            return items
+        refused = self._refused.intersection(items)
+        self._leave(refused)
+        return [item for item in items if item not in refused]
+
     def finish(self, items: Sequence[Item]) -> None:
         """End the commit of items that were taken."""
-        self._release(items)
         self._waiting.learn(items)
-        self._committing.difference_update(items)
         self._ended_at, self.is_stalled = asyncio.get_running_loop().time(), False
-        self._ended.set()
+        self._leave(items)
 
     async def settle(self) -> None:
         """Wait until every item that is now queued or in a commit has left."""
@@ -85,9 +94,9 @@ class Queue:
             self._timer = None
 
     def end_waits(self) -> None:
-        """Fail the items that have waited for WAIT_SECONDS. Those not in a commit never run.
+        """Fail the items that have waited for WAIT_SECONDS. Those that have not begun never run.
 
-        Whether those in a commit are stored is not known yet, as after a crash.
+        Whether those that run are stored is not known yet, as after a crash.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -97,7 +106,8 @@ class Queue:
 
         dropped = self._waiting.drop(is_late)
         self._ended.set()
-        late = [*filter(is_late, self._committing), *dropped]
+        self._refused.update(filter(is_late, self._committing))
+        late = [*self._refused, *dropped]
         self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
         for item in late:
             if not item.future.done():
@@ -106,6 +116,13 @@ class Queue:
         items = (*self._committing, *self._waiting)
         ends = [item.ends_at for item in items if not (item.always or is_late(item))]
         self._timer = loop.call_at(min(ends), self.end_waits) if ends else None
+
+    def _leave(self, items: Collection[Item]) -> None:
+        self._release(items)
+        self._committing.difference_update(items)
+        if self._refused:
+            self._refused.difference_update(items)
+        self._ended.set()
 
     def _release(self, items: Iterable[Item]) -> None:
         self._held_bytes -= sum(item.held_bytes for item in items)

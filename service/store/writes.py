@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import secrets
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ _log = log.get()
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 0.02  # How long a unit that `may_wait` waits for others.
 FAILING_SECONDS = 5.0  # How long `write_problem` reports a failed commit.
-PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries a commit.
+PROBE_SECONDS = 10.0  # If the last commit is older, `commit_problem` tries a commit.
 
 
 class Writes:
@@ -61,7 +62,7 @@ class Writes:
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but it runs after every unit that is queued or in a commit now."""
+        """Like `write_always`, but after the units of `tenant` that are queued or committed now."""
         return self.write_always(unit, *args, tenant=tenant)
 
     @property
@@ -70,13 +71,21 @@ class Writes:
         return len(self._queue)
 
     async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries a commit if there was none lately."""
-        now = asyncio.get_running_loop().time()
-        if self._queue.is_stalled and not self._may_start(_touch):
-            return STALLED
-        if now - self._failed_at < FAILING_SECONDS:
+        """Return why commits fail, or have failed within FAILING_SECONDS; None if they do not."""
+        if asyncio.get_running_loop().time() - self._failed_at < FAILING_SECONDS:
             return self._failure
-        if not self._queue.is_stalled and now - self._committed_at < PROBE_SECONDS:
+        return await self.commit_problem()
+
+    async def commit_problem(self) -> str | None:
+        """Return why this process cannot commit, or None.
+
+        It tries a commit, unless the last one was lately and did not fail.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._queue.is_stalled and not self._may_start(_trial):
+            return STALLED
+        is_recent = now - self._committed_at < PROBE_SECONDS
+        if is_recent and self._committed_at > self._failed_at and not self._queue.is_stalled:
             return None
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._try_commit())
@@ -84,7 +93,7 @@ class Writes:
 
     async def _try_commit(self) -> str | None:
         try:
-            await self.write(_touch)
+            await self.write(_trial)
         except Exception as error:  # noqa: BLE001  nothing is stored, whatever the reason
             return str(error) or repr(error)
         return None
@@ -121,7 +130,7 @@ class Writes:
         if not self._queue and self._stream is not None:
             self._wake.clear()
 
-    def _keep(self, items: Sequence[Item], error: str) -> list[Item]:
+    def _plan_retries(self, items: Sequence[Item], error: str) -> list[Item]:
         """Plan a retry of the items that are `always`; return the others.
 
         While the database closes, no retry is planned.
@@ -157,6 +166,11 @@ def follow_up(after: AfterCommit) -> None:
             _log.exception("commit.follow_up_failed")
 
 
-async def _touch(tx: Transaction) -> None:
-    """Write a row as it is, to find out whether the database commits."""
-    await tx.run("subscribers_touch_revision")
+async def _trial(tx: Transaction) -> None:
+    """Insert a row and delete it, to find out whether the database commits.
+
+    Its name is new: to wait for a row that another process has locked would prove nothing.
+    """
+    noun = f"trial {secrets.token_hex(8)}"
+    await tx.run("trial_insert", noun=noun)
+    await tx.run("trial_delete", noun=noun)

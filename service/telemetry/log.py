@@ -169,7 +169,11 @@ class _LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
-        get(library=record.name).log(level, record.getMessage(), exc_info=record.exc_info)
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001  arguments that do not fit must not break the library
+            message = f"{record.msg} {record.args}"
+        get(library=record.name).log(level, message, exc_info=record.exc_info)
 
 
 # What is logged before the settings are read goes to standard error.

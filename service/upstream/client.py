@@ -178,4 +178,6 @@ async def _read_piece(received: Received, request: bytes, message: str) -> wire.
     status, headers, content = received.status, received.headers, bytes(received.content)
     read = partial(wire.read_piece, status, headers, content, request)
     answer = await reading.read(len(content), read)
-    return answer if isinstance(answer, wire.Report) else wire.NoReport("lost", message=message)
+    if isinstance(answer, wire.Report):
+        return answer
+    return msgspec.structs.replace(answer, status=None, message=message)

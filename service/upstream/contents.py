@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from service.model import clock
 from service.upstream import lenient, links
-from service.upstream.documents import ENVELOPES_MAX, MAX_WORD_CHARS, Document
+from service.upstream.documents import ENVELOPES_MAX, Document
 from service.upstream.ids import ids_of, task_ids_of
 from service.upstream.names import AROUND, BY_NAME, NO_NAME, RESULT, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
-from service.upstream.vocabulary import state_of
+from service.upstream.vocabulary import WORD_CHARS_MAX, state_of
 
 NAMES_MAX = 1_000  # Ids that are compared with those of other generations' tasks.
 TEXTS_MAX = 10_000  # Texts that may be links; further ones are ignored.
@@ -62,7 +62,7 @@ class Contents:
         self.names: list[str] = []  # Every id that may be that of a task.
         self.inner_ids: list[str] = []  # Those of `names` that are ids of tasks.
         self.job_ids: list[str] = []  # Those of `names` that may be ids of a job behind a task.
-        self._task_ids = task_ids
+        self._task_ids = frozenset(task_ids)
         self._tasks_within: list[tuple[JsonObject, _Spot]] = []
         self._unknown = UNKNOWN
         self._json_texts = self._json_depth = 0
@@ -114,7 +114,7 @@ class Contents:
             if kind is dict:
                 # Beside a result, a list may hold other tasks: their files are not this task's.
                 ids = task_ids_of(item) if self._task_ids else ()
-                if ids and not any(id_ in self._task_ids for id_ in ids):
+                if ids and self._task_ids.isdisjoint(ids):
                     self.names += ids
                     if spot.may_hold_parts:
                         self._tasks_within.append((item, spot))
@@ -219,7 +219,7 @@ def _word(object_: JsonObject) -> str | None:
         if key in object_:
             word = object_[key]
             if type(word) is str and (word := word.strip()) and not word.isdigit():
-                return word[:MAX_WORD_CHARS]
+                return word[:WORD_CHARS_MAX]
     return None
 
 
@@ -235,5 +235,8 @@ def _expiry(place: JsonObject) -> int | None:
         return None
     else:
         # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
+        # Seconds before 2001 count from another time: a wrong date is worse than none.
+        if value < clock.EPOCH_SECONDS_MIN:
+            return None
         expires_at = int(value * (clock.SECOND if value < 100_000_000_000 else 1))
     return expires_at if 0 <= expires_at < _YEAR_10000 else None

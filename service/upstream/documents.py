@@ -15,6 +15,7 @@ from service.upstream.scalars import JsonObject, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
     FLAG_KEYS,
+    WORD_CHARS_MAX,
     WORDS_OF_REQUESTS,
     State,
     is_of_clip,
@@ -26,7 +27,6 @@ from service.upstream.vocabulary import (
     state_of_flag,
 )
 
-MAX_WORD_CHARS = 100
 WEAK_CHARS_MAX = len("success")
 ENVELOPES_MAX = 4  # Within each other.
 
@@ -271,10 +271,10 @@ def status_word(object_: JsonObject) -> str | None:
         if key in object_ and (word := text_of(object_[key])):
             may_be_weak = len(word) <= WEAK_CHARS_MAX  # Saves a look-up for most words.
             exact = _exact_word(object_, key, word) if may_be_weak else None
-            return (exact or word)[:MAX_WORD_CHARS]
+            return (exact or word)[:WORD_CHARS_MAX]
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
     if "response_data" in object_ and (word := text_of(object_.get("type"))):
-        return word[:MAX_WORD_CHARS]
+        return word[:WORD_CHARS_MAX]
     return None
 
 

@@ -42,4 +42,6 @@ def _read(query: Mapping[str, str]) -> int | None:
         return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * clock.SECOND)
     _, _, end = query.get("q-sign-time", "").partition(";")
     seconds = query.get("expires") or query.get("x-expires") or end
-    return int(seconds) * clock.SECOND if seconds else None
+    # A smaller number counts from the signature: a wrong date is worse than none.
+    is_date = seconds and int(seconds) >= clock.EPOCH_SECONDS_MIN
+    return int(seconds) * clock.SECOND if is_date else None

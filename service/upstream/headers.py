@@ -18,8 +18,9 @@ def task_id_of(headers: Mapping[str, str]) -> str | None:
     """Return the task that headers name, by a URL on the route of tasks or as an id."""
     places = (headers[name] for name in _PLACES if name in headers)
     steps = (mentions.task_in_path(_path(place)) for place in places)
-    ids = (value.strip() for name, value in headers.items() if name.endswith(_ID_ENDS))
-    return next(filter(None, (*(id_of(unquote(step)) for step in steps if step), *ids)), None)
+    values = (value.strip() for name, value in headers.items() if name.endswith(_ID_ENDS))
+    ids = (id_of(text) for text in (*(unquote(step) for step in steps if step), *values))
+    return next(filter(None, ids), None)
 
 
 def tell_of_task(headers: Mapping[str, str]) -> bool:

@@ -16,11 +16,8 @@ def ids_of(object_: JsonObject) -> tuple[str, ...]:
 
 def task_ids_of(object_: JsonObject) -> tuple[str, ...]:
     """Return the ids that an object has under keys that name a task."""
-    ids: tuple[str, ...] = ()
-    for name, value in object_.items():
-        if ROLES[name].id == "task" and (id_ := id_of(value)) and id_ not in ids:
-            ids += (id_,)
-    return ids
+    ids = (id_of(value) for name, value in object_.items() if ROLES[name].id == "task")
+    return tuple(dict.fromkeys(filter(None, ids)))
 
 
 def ids_as(object_: JsonObject, *kinds: Id) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ TOKENS_MAX = 200_000  # Of a body that has to be repaired; what follows counts a
 VALUES_MAX = 500_000  # A body with more values counts as cut.
 VALUES_LENIENT_MAX = 200_000  # So does one that is no strict JSON and has more than these.
 _BEFORE_VALUES = (",", "[", "{")
+_BEFORE_JSON = ("{", "[")
 # Possessive, so that it takes linear time. A lone quotation mark begins a text without an end.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
 _CLOSING = {"{": "}", "[": "]"}
@@ -52,10 +53,21 @@ def decode(body: bytes) -> Decoded | None:
 
 def opened(text: str) -> Any:
     """Return what a text holds as JSON; the text itself if it holds no object and no list."""
-    if not text.lstrip().startswith(("{", "[")):
+    if not text.lstrip().startswith(_BEFORE_JSON):
         return text
     decoded = decode(text.encode())
     return decoded.value if decoded and decoded.is_whole else text
+
+
+def texts_of_json(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each text within decoded JSON that begins as an object or a list, with `opened`."""
+    open_ = [value]
+    while open_:
+        value = open_.pop()
+        if isinstance(value, list | dict):
+            open_ += value if isinstance(value, list) else value.values()
+        elif isinstance(value, str) and value.lstrip().startswith(_BEFORE_JSON):
+            yield value, opened(value)
 
 
 def _text(body: bytes) -> str:

@@ -58,18 +58,18 @@ def read(text: str) -> Link | None:
     text = text.strip()
     if not text or len(text) > MAX_URL_CHARS or not text.isprintable():
         return None
-    scheme, colon, rest = text.partition(":")
-    lowered = scheme.lower()
-    if text.startswith("/"):
-        return Link(text.replace(" ", "%20")) if len(text.strip("/")) > 0 else None
-    if not colon or lowered not in {"http", "https", "gs", "s3"}:
-        return None
-    url = f"{lowered}:{rest}".replace(" ", "%20")
+    is_path = text.startswith("/")
+    if not is_path:
+        scheme, _, rest = text.partition(":")
+        if scheme.lower() not in {"http", "https", "gs", "s3"} or not rest.startswith("//"):
+            return None
+        text = f"{scheme.lower()}:{rest}"
+    url = text.replace(" ", "%20")
     try:
-        has_host = rest.startswith("//") and bool(urlsplit(url).netloc and urlsplit(url).hostname)
+        host = urlsplit(url).hostname
     except ValueError:
-        return None
-    return Link(url) if has_host else None
+        return None  # Nothing that reads URLs could use it, such as what makes it absolute.
+    return Link(url) if host or (is_path and text.strip("/")) else None
 
 
 def read_path(text: str) -> Link | None:

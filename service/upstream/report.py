@@ -10,9 +10,8 @@ from service.upstream.contents import NAMES_MAX, Contents, read_contents
 from service.upstream.documents import Document
 from service.upstream.scalars import JsonObject
 
-Outcome = Literal[
-    "refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task", "undecided"
-]
+Source = Literal["status", "body"]
+Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task"]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -36,6 +35,8 @@ class Report(msgspec.Struct, frozen=True):
     # Whether a final word stands where it is no proof. A callback's URL names the generation, so
     # in a callback it is most likely the task's.
     has_final_word: bool = False
+    throttled_by: Source | None = None  # As in NoReport.
+    retry_after: str | None = None
 
     @property
     def reports_end(self) -> bool:
@@ -64,7 +65,8 @@ class NoReport(msgspec.Struct, frozen=True):
     # declined a question, which may be about the task.
     code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
-    of_body: bool = False  # Whether a body alone says that it is throttled.
+    # What says 429: the HTTP status, or a body alone.
+    throttled_by: Source | None = None
 
 
 Answer = Report | NoReport
@@ -112,7 +114,8 @@ def _with_names(report: Report, contents: Contents) -> Report:
     ids = report.task_ids or tuple(dict.fromkeys(contents.inner_ids))
     if not ids and not contents.names:
         return report
-    names = tuple(dict.fromkeys([name for name in contents.names if name not in ids]))[:NAMES_MAX]
+    known = frozenset(ids)  # A body may have thousands of ids.
+    names = tuple(dict.fromkeys(n for n in contents.names if n not in known))[:NAMES_MAX]
     if not names and ids == report.task_ids:
         return report
     has_other_id = bool(contents.job_ids) and not ids

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from service.upstream import errors, lenient, mentions, nouns
 from service.upstream.contents import JSON_DEPTH_MAX, JSON_TEXTS_MAX
 from service.upstream.documents import status_word
-from service.upstream.names import NO_NAME, ROLES, Role
+from service.upstream.names import CHARACTERS_MAX, NO_NAME, ROLES, Role
 from service.upstream.results import Request
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import may_be_of_request, state_of
@@ -60,7 +60,9 @@ class Traces:
         for name, value in object_.items():
             role = ROLES[name]
             is_echo = above.is_echo or (role.is_echo and not role.key.startswith("error"))
-            is_job = nouns.names_job(name) or (above.is_job and not nouns.is_property(name))
+            is_job = nouns.names_job(name[:CHARACTERS_MAX]) or (
+                above.is_job and not nouns.is_property(name)
+            )
             is_count = nouns.counts_jobs(name) or above.is_count
             if value is True and nouns.says_taken(name):
                 self.has_any = True

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 State = Literal["processing", "succeeded", "failed"]
+WORD_CHARS_MAX = 100  # A longer text is no status word.
 
 # Provider (its source): state = its words. Only words that the source lists. All but those marked
 # "not seen again" were compared with the source in November 2026: the page itself, or the type of
@@ -228,8 +229,12 @@ def is_of_clip(word: str | None) -> bool:
     return word is not None and _plain(word) in _WORDS_OF_CLIPS
 
 
-@lru_cache(maxsize=1_024)
 def _plain(word: str) -> str:
+    return _plain_word(word) if len(word) <= WORD_CHARS_MAX else ""
+
+
+@lru_cache(maxsize=1_024)
+def _plain_word(word: str) -> str:
     # Values of an enum may have its name before them: TASK_STATUS_SUCCEED, JOB_STATE_SUCCEEDED
     # (buf.build/blog/totw-3-enum-names-need-prefixes).
     return _ENUM_NAME.sub("", re.sub(r"[\s-]+", "_", word.strip().lower()))

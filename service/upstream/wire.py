@@ -6,14 +6,15 @@ No bytes make these functions raise. Names of headers are in lower case. Nothing
 import base64
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
 
 from service.model.json_names import find_repeated
-from service.upstream import documents, errors, names, results, vocabulary
+from service.upstream import documents, errors, lenient, names, results, vocabulary
 from service.upstream.ids import disliked_id
-from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
+from service.upstream.report import Answer, NoReport, Outcome, Report, Source, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "read_poll",
 ]
 
+JSON_TEXTS_MAX = 1_000  # A callback with more texts of JSON, or in one of them, is no proof.
 _SUCCESS = range(200, 300)
 _FILE_TYPES = ("audio/", "image/", "video/")  # The answer itself is the result.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -74,7 +76,8 @@ def read_piece(status: int, headers: Mapping[str, str], body: bytes, request: by
     """Read what came of an answer to a create request before it broke off: at most a task's id."""
     answer = read_create(status, headers, body, request)
     ids = answer.task_ids if isinstance(answer, Report) else ()
-    return Report("processing", ids[0], ids) if ids else NoReport("lost", status)
+    piece = Report("processing", ids[0], ids) if ids else NoReport("lost", status)
+    return replace(piece, throttled_by=answer.throttled_by, retry_after=answer.retry_after)
 
 
 def _read_file(status: int, content_type: str, body: bytes) -> Answer:
@@ -113,6 +116,8 @@ def _no_result(
             new_ids,
             raw=document.raw if document else None,
             size_bytes=len(body),
+            throttled_by=_throttled_by(status, document),
+            retry_after=_retry_after(headers),
         )
     if outcome == "put_off":
         # Beside an error with an unknown code, any id may be that of a task.
@@ -156,8 +161,15 @@ def _no_task(
         _retry_after(headers),
         own_code or default_code,
         UNKNOWN_REPEATS_MAX if is_unknown else None,
-        of_body=code == 429,
+        throttled_by=_throttled_by(status, document),
     )
+
+
+def _throttled_by(status: int, document: documents.Document | None) -> Source | None:
+    if status == 429:
+        return "status"
+    is_said = status in _SUCCESS and document is not None and document.code == 429
+    return "body" if is_said else None
 
 
 def _outcome_of_status(status: int) -> Outcome:
@@ -268,7 +280,8 @@ def _no_report(
     if status in {404, 410}:
         return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
-        return NoReport("throttled", retry_after=_retry_after(headers), of_body=bool(document))
+        by: Source = "body" if document else "status"
+        return NoReport("throttled", retry_after=_retry_after(headers), throttled_by=by)
     message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None
@@ -281,7 +294,7 @@ def read_callback(body: bytes) -> Report | None:
     if document is None:
         return None
     report = read_report(document)
-    is_clear = document.is_whole and _has_each_name_once(body, document)
+    is_clear = document.is_whole and _has_each_name_once(body, document.raw)
     if is_clear and report.is_proof and not _is_trouble(document, report):
         return report
     return Report(
@@ -294,11 +307,18 @@ def read_callback(body: bytes) -> Report | None:
     )
 
 
-def _has_each_name_once(body: bytes, document: documents.Document) -> bool:
+def _has_each_name_once(body: bytes, decoded: Any) -> bool:
+    """Whether no object has a name twice, also within texts of JSON: one may hold the task."""
     try:
-        return find_repeated(body, document.raw) is None
+        if find_repeated(body, decoded) is not None:
+            return False
     except (ValueError, RecursionError):
         return False  # Only the lenient decoder reads it, so nobody can tell.
+    # A name in a text has quotation marks, which are escaped.
+    texts = lenient.texts_of_json(decoded) if b"\\" in body else ()
+    few = [*islice(texts, JSON_TEXTS_MAX + 1)]
+    held = [(text.encode(), inner) for text, inner in few if inner is not text]
+    return len(few) <= JSON_TEXTS_MAX and all(_has_each_name_once(*pair) for pair in held)
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:

@@ -33,8 +33,8 @@ def test_a_backup_ends_and_is_complete_while_others_commit(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, ended = tmp_path / "copy.db", threading.Event()
+    has_committed = threading.Event()
     fill(path, 20_000)
-    commits = [0]
 
     def write_pairs() -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -42,16 +42,16 @@ def test_a_backup_ends_and_is_complete_while_others_commit(
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("INSERT INTO numbers VALUES (-1, ?)", [("a",), ("b",)])
                 connection.execute("COMMIT")
-                commits[0] += 1
+                has_committed.set()
 
     writer = threading.Thread(target=write_pairs)
     writer.start()
     try:
+        assert has_committed.wait(60)
         assert main.main(["backup", str(copy)]) == 0
     finally:
         ended.set()
         writer.join()
-    assert commits[0] > 0
     assert f"{copy} is a complete copy of {path}" in capsys.readouterr().out
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -180,9 +180,10 @@ def test_ctrl_c_ends_a_statement_that_would_not_end(path: Path) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     with closing(backup._open(path)) as connection:
         timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
-        timer.start()
+        connection.set_trace_callback(lambda _: timer.start())  # Once the statement has begun.
         with pytest.raises(KeyboardInterrupt):
             backup._execute(connection, endless)
+        connection.set_trace_callback(None)
         assert backup._execute(connection, "SELECT 1") == [(1,)]
         timer.join()
 

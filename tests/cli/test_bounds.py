@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli import calls, listen, main, saving
+from service.cli import calls, doctor, listen, main, saving
+from service.settings import Settings
 from tests.cli.test_serve import served
-from tests.cli.test_wrong_input import serve
+from tests.cli.test_wrong_input import GENERATION, serve
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 SECONDS = 0.2  # In place of a minute. The servers below do not end before their client does.
@@ -111,6 +112,25 @@ def test_a_file_that_does_not_end_is_cut_and_removed_at_the_limit_of_the_option(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "level", "said"),
+    [
+        ("/dripping-head", "fail", "does not answer: "),
+        ("/dripping", "ok", "Upstream answers and accepts the key."),
+        ("/pouring", "ok", "Upstream answers and accepts the key."),
+    ],
+)
+def test_an_upstream_whose_answer_does_not_end_is_a_finding(
+    path: str, level: str, said: str, endless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if level == "fail":
+        monkeypatch.setattr(doctor, "ONLINE_SECONDS", SECONDS)
+    settings = Settings(upstream_url=endless + path)
+    [finding] = doctor._online(settings, 0)
+    assert finding.level == level
+    assert said in finding.message
+
+
 @pytest.mark.parametrize("path", ["/dripping-head.png", "/dripping.png"])
 def test_a_file_that_drips_ends_in_one_sentence(
     path: str, endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +147,28 @@ def test_a_receiver_that_drips_bytes_is_left(endless: str, monkeypatch: pytest.M
     monkeypatch.setattr(listen, "FORWARD_SECONDS", SECONDS)
     is_accepted, said = listen._forward(f"{endless}/dripping", b"key", "evt_1", b"{}")
     assert (is_accepted, said) == (False, f"-> it takes more than {SECONDS} s")
+
+
+def test_no_look_at_a_generation_is_longer_than_a_router_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = [
+        {**GENERATION, "status": status} for status in ("succeeded", "processing", "processing")
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        """Answer as API Gateway in front of genhook, whose limit is the shortest: 29 s."""
+        if float(request.url.params.get("wait", 0)) >= 29:
+            return httpx.Response(504)
+        return httpx.Response(200, json=views.pop())
+
+    def connect(_: object) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(answer), base_url="http://a.example")
+
+    monkeypatch.setattr(calls, "connect", connect)
+    monkeypatch.setattr(calls, "RETRY_SECONDS", 0)
+    assert main.main([*GET, "--wait"]) == 0, capsys.readouterr().err
+    assert views == []
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5"])

@@ -3,8 +3,8 @@
 import json
 import shlex
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -274,13 +274,14 @@ def test_the_doctor_asks_upstream(
     levels: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def get(*_: object, **__: object) -> httpx.Response:
+    @contextmanager
+    def stream(*_: object, **__: object) -> Iterator[httpx.Response]:
         if isinstance(answer, Exception):
             raise answer
         answer.headers["date"] = "Sun, 22 Nov 2026 18:20:00 GMT"
-        return answer
+        yield answer
 
-    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr(httpx, "stream", stream)
     assert [f.level for f in doctor._online(read_settings(), at)] == levels
 
 

@@ -11,6 +11,7 @@ import pytest
 from service.cli import main
 from service.cli.calls import KeyRefusedError, UnreachableError
 from service.cli.completion import SHELLS
+from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError
 from tests.cli import test_serve
 from tests.cli.test_main import COMMANDS
@@ -18,6 +19,7 @@ from tests.cli.test_serve import Running
 
 service, inbox = test_serve.service, test_serve.inbox
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "cli.md").read_text("utf-8")
+SECONDS_MAX, DAY_SECONDS = 180, 86_400
 RECEIVER = "http://127.0.0.1:9100/"
 ID = re.compile(r"\b(?:gen|cb|sub|dlv|evt|key|rpl)_[0-9a-f]{32}\b")
 VARYING = (
@@ -50,7 +52,7 @@ def normal(text: str) -> str:
     return text
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(SECONDS_MAX)
 def test_every_example_prints_what_the_page_shows(
     service: Running,
     inbox: tuple[str, list[Any]],
@@ -58,6 +60,8 @@ def test_every_example_prints_what_the_page_shows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if DAY_SECONDS - now_ms() // 1_000 % DAY_SECONDS < SECONDS_MAX:
+        pytest.skip("the day may end meanwhile, and usage has a line for each day")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENHOOK_URL", service.url)
     monkeypatch.setenv("GENHOOK_ADMIN_KEY", test_serve.ADMIN_KEY)

@@ -46,16 +46,61 @@ def test_no_key_is_created_where_nobody_would_see_it(
     assert capsys.readouterr().out == "There are none.\n"
 
 
-def test_every_key_is_listed_however_many_there_are(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_options_of_a_list_count_offline_as_they_do_for_a_service(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(admin, "KEYS_AT_ONCE", 2)
-    for _ in range(5):
-        assert main.main([*CREATE, "--json"]) == 0
-    ids = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
-    assert main.main(["keys", "list", "--offline", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["data"]
-    assert [key["id"] for key in listed] == ids[::-1]
+    def create(*more: str) -> str:
+        assert main.main([*CREATE, "--json", *more]) == 0
+        return str(json.loads(capsys.readouterr().out)["id"])
+
+    def listed(*more: str) -> tuple[list[str], str | None]:
+        assert main.main(["keys", "list", "--offline", "--json", *more]) == 0
+        page = json.loads(capsys.readouterr().out)
+        return [key["id"] for key in page["data"]], page["next"]
+
+    other, *ids = create("--tenant", "other"), *(create() for _ in range(3))
+    assert listed() == ([*ids[::-1], other], None)
+    assert listed("--tenant", "other") == ([other], None)
+    assert listed("--tenant", "default", "--order", "asc") == (ids, None)
+    assert listed("--limit", "2") == (ids[:0:-1], ids[1])
+    assert listed("--limit", "2", "--after", ids[1]) == ([ids[0], other], None)
+    assert main.main(["keys", "list", "--limit", "2"]) == 0
+    assert capsys.readouterr().out.endswith(f"more: --after {ids[1]}\n")
+
+
+@pytest.mark.parametrize("words", [["--limit", "0"], ["--limit", "251"], ["--after", "x"]])
+def test_an_option_of_a_list_that_a_service_would_refuse_is_refused_offline(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["keys", "list", *words]) == 2
+    assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [CREATE, ["keys", "list"], ["keys", "revoke", "key_1"]])
+@pytest.mark.parametrize("by", ["--url", "GENHOOK_URL"])
+def test_where_a_service_is_named_no_database_is_opened_for_want_of_a_key(
+    words: list[str],
+    by: str,
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    option = ["--url", "http://127.0.0.1:1"] if by == "--url" else []
+    if not option:
+        monkeypatch.setenv(by, "http://127.0.0.1:1")
+    assert main.main([*words, *option]) == 2
+    assert capsys.readouterr().err.startswith("genhook: a key is needed: give --key")
+    assert not database.exists()
+
+
+@pytest.mark.parametrize("option", ["--url http://127.0.0.1:1", "--key ghk_x"])
+def test_a_service_and_offline_are_refused_together(
+    option: str, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["keys", "list", "--offline", *option.split()]) == 2
+    said = f"genhook: {option.partition(' ')[0]} needs a service: give --key, and not --offline.\n"
+    assert capsys.readouterr().err == said
+    assert not database.exists()
 
 
 def test_a_key_that_was_shown_and_not_stored_is_said_to_be_none(

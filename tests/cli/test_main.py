@@ -257,7 +257,7 @@ def test_migrate_prints_what_it_applied_and_nothing_the_second_time(
 
 
 def test_a_tick_prints_what_was_done(migrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("tick --seconds 1") == 0
+    assert run("tick --seconds 60") == 0
     assert capsys.readouterr().out == "nothing was due\n"
     assert run("tick --json") == 0
     assert json.loads(capsys.readouterr().out)["more"] is False
@@ -390,7 +390,7 @@ def test_with_json_standard_output_is_only_json(migrated: Path) -> None:
         "    log.get().warning('working')\n"
         "    return tick(*arguments)\n"
         "command._tick = logging_tick\n"
-        "raise SystemExit(main.main(['tick', '--seconds', '1', '--json']))"
+        "raise SystemExit(main.main(['tick', '--seconds', '60', '--json']))"
     )
     done = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
@@ -401,7 +401,7 @@ def test_with_json_standard_output_is_only_json(migrated: Path) -> None:
 
 
 @pytest.mark.usefixtures("migrated")
-@pytest.mark.parametrize(("line", "status"), [("tick --seconds 1", 0), ("keys revoke key_0", 4)])
+@pytest.mark.parametrize(("line", "status"), [("tick --seconds 60", 0), ("keys revoke key_0", 4)])
 def test_without_any_stream_a_command_ends_as_ever(line: str, status: int) -> None:
     assert status_without("<&- >&- 2>&-", line) == status
 

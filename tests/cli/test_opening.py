@@ -1,5 +1,6 @@
 """Databases that nobody may open: every command refuses them with a reason, and changes nothing."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -72,7 +73,6 @@ def put_second_name(path: Path) -> None:
     os.link(path, path.with_name("other.db"))
 
 
-@pytest.mark.timeout(30)  # To open a FIFO would wait for ever.
 @pytest.mark.parametrize(
     ("put", "reason"),
     [
@@ -215,11 +215,50 @@ def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_w
 
 
 @ON_LINUX
+@pytest.mark.parametrize("prepare", ["", 'mount --bind "$1" "$2" && '], ids=["same", "other"])
+def test_files_that_a_process_of_another_mount_namespace_has_open_are_found(
+    prepare: str,
+    database: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As those of a unit of systemd, or of a container that has the folder at another path."""
+    run("keys create --name x --scopes read")
+    inside = tmp_path_factory.mktemp("inside") if prepare else database.parent
+    code = (
+        "import pathlib, sqlite3, sys; path = pathlib.Path(sys.argv[1]);"
+        "connection = sqlite3.connect(path);"
+        "connection.execute('SELECT * FROM keys').fetchall();"
+        "[each.unlink() for each in path.parent.iterdir()]; print('deleted', flush=True);"
+        "sys.stdin.read()"
+    )
+    shell = f'{prepare}exec "$3" -c "$4" "$5"'
+    paths = (str(database.parent), str(inside), sys.executable, code, str(inside / database.name))
+    with unshared(shell, *paths) as process:
+        reason = f"it was deleted or replaced while process {process.pid}"
+        check_refused(database, reason, capsys)
+
+
+@contextlib.contextmanager
+def unshared(shell: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a mount namespace of its own, which prints `deleted` and reads its input."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no mount namespace can be made: there is no unshare")
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", shell, "sh", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:  # noqa: S603  our own code
+        assert process.stdout
+        assert process.stderr
+        if process.stdout.readline() != b"deleted\n":
+            pytest.skip(f"no mount namespace can be made: {process.stderr.read()!r}")
+        yield process
+        process.communicate()
+
+
+@ON_LINUX
 def test_what_a_container_deletes_at_the_same_path_keeps_nobody_from_a_database_outside(
     database: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if shutil.which("unshare") is None:
-        pytest.skip("no mount namespace can be made: there is no unshare")
     inside = tmp_path_factory.mktemp("inside")
     code = (
         "import pathlib, sqlite3, sys; path = pathlib.Path(sys.argv[1]);"
@@ -231,13 +270,6 @@ def test_what_a_container_deletes_at_the_same_path_keeps_nobody_from_a_database_
     # A mount namespace of its own is what makes a container here.
     shell = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
     paths = (str(inside), str(database.parent), sys.executable, code, str(database))
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", shell, "sh", *paths]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:  # noqa: S603  our own code
-        assert process.stdout
-        assert process.stderr
-        if process.stdout.readline() != b"deleted\n":
-            pytest.skip(f"no mount namespace can be made: {process.stderr.read()!r}")
+    with unshared(shell, *paths):
         assert not list(inside.iterdir())
         assert run("migrate") == 0, capsys.readouterr().err
-        process.communicate()

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -13,7 +13,7 @@ import pytest
 
 from service.cli import main, server_checks
 from service.cli.database_checks import Sentence
-from service.settings import read_settings
+from service.settings import Settings, read_settings
 from service.store.postgres import Database, ShardLocks, schema
 from tests import engine
 from tests.conftest import SECRET_KEY
@@ -61,7 +61,7 @@ def test_commands_work_and_no_secret_is_shown(url: str, capsys: pytest.CaptureFi
     assert main.main(["keys", "create", "--name", "first", "--scopes", "read"]) == 0
     assert main.main(["keys", "list"]) == 0
     assert "first" in printed(capsys)
-    assert main.main(["tick", "--seconds", "1"]) == 0
+    assert main.main(["tick", "--seconds", "60"]) == 0
     assert "nothing was due" in printed(capsys)
     assert PASSWORD in read_settings().secrets
     assert PASSWORD not in repr(read_settings())
@@ -88,6 +88,36 @@ def test_the_doctor_says_that_the_schema_is_missing(
     schema = doctor(capsys)["schema"]
     assert schema["level"] == "warn"
     assert "run genhook migrate" in schema["message"]
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [(999, "made by a newer genhook"), (-1, "a copy to the database has")]
+)
+def test_the_doctor_fails_where_no_process_would_start(
+    url: str,
+    postgres: engine.Schemas,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    version: int,
+    reason: str,
+) -> None:
+    postgres.use_up(tmp_path)
+    main.main(["migrate"])
+    execute(url, f"UPDATE schema_version SET number = {version}")  # noqa: S608  of this test
+    assert main.main(["migrate"]) == 1
+    assert reason in printed(capsys)
+    schema = doctor(capsys)["schema"]
+    assert schema["level"] == "fail"
+    assert reason in schema["message"].lower()
+
+
+@pytest.mark.parametrize(("worker", "level"), [("embedded", "fail"), ("off", "warn")])
+def test_a_pooler_is_a_failure_only_for_a_process_that_works(
+    worker: Literal["embedded", "off"], level: str
+) -> None:
+    found = judged({}, worker, is_pooled=True)["pooler"]
+    assert found[0] == level
+    assert found[2].startswith("A pooler such as PgBouncer stands before the database")
 
 
 def execute(url: str, sql: str) -> list[Any]:
@@ -190,9 +220,11 @@ STATE: dict[str, Any] = {
 }
 
 
-def judged(state: dict[str, Any], **found: Any) -> dict[str, Sentence]:
+def judged(
+    state: dict[str, Any], worker: Literal["embedded", "off"] = "embedded", **found: Any
+) -> dict[str, Sentence]:
     server = server_checks.Server(state={**STATE, **state}, **found)
-    return {each[1]: each for each in server_checks.judge(server, 0)}
+    return {each[1]: each for each in server_checks.judge(server, Settings(worker=worker), 0)}
 
 
 def test_the_doctor_judges_what_it_saw_of_the_server() -> None:
@@ -201,7 +233,7 @@ def test_the_doctor_judges_what_it_saw_of_the_server() -> None:
     assert "events 3 MiB" in well["tables"][2]
     assert judged({"has_standby": False})["durability"][0] == "warn"
     assert judged({"lacks_standby": True})["durability"][0] == "fail"
-    assert judged({"now": 120_000})["clock"][2].startswith("The server's clock differs")
+    assert judged({"now": 120_001})["clock"][2].startswith("The server's clock differs")
     assert judged({"oldest_seconds": 301})["transactions"][0] == "warn"
     bloated = judged({}, bloated=[("deliveries", 200_000)])["tables"]
     assert bloated[0] == "warn"

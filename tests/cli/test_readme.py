@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.test_documented import ID, normal
 from tests.cli.test_serve import surroundings
-from tests.wire.test_frozen import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "README.md").read_text("utf-8")
@@ -24,7 +24,7 @@ REAL = re.compile(rf"{ID.pattern}|\bwhsec_\S+|\bghk_\S+")
 PORTS = ("8000", "9100")  # Of the service and of the receiver, as on the page.
 CUT = "…"  # The command goes on, and the page shows no more of it.
 DONE = "This command has ended."
-SECONDS = 60
+SECONDS = 300
 
 
 class Terminal:
@@ -154,7 +154,7 @@ class Tour:
                     self.terminal.run(line, 0)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_tour_prints_what_the_page_shows(clone: Path) -> None:
     commands: list[str] = []
     with ExitStack() as stack:
@@ -171,6 +171,7 @@ def test_the_tour_prints_what_the_page_shows(clone: Path) -> None:
     assert len(commands) > 6
 
 
+@pytest.mark.timeout(600)
 def test_the_demo_runs_as_the_page_says_and_every_other_target_is_there(clone: Path) -> None:
     blocks = [block for kind, block in BLOCK.findall(PAGE) if kind == "sh"]
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]

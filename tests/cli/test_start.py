@@ -55,7 +55,7 @@ def ended(folder: Path, preparation: str, line: str) -> "subprocess.CompletedPro
         env={**surroundings(), **KEYS, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 

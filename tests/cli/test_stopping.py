@@ -36,6 +36,14 @@ from tests.harness import opened
 
 BODY = {"model": "imagen4-fast", "input": {"prompt": "A slow lighthouse"}}
 UPSTREAM_KEY = {"GENHOOK_UPSTREAM_API_KEY": "aio_slow"}
+# The thread that ends a process by force comes too late to play a part.
+WITHOUT_FORCE = "from service.cli import stopping; stopping.END_SECONDS_MIN = 600\n"
+SAYS_THAT_IT_WAITS = """
+import os
+from service.api import generations
+wait_for_end = generations.wait_for_end
+generations.wait_for_end = lambda *of: (os.write(1, b"A request waits.\\n"), wait_for_end(*of))[1]
+"""
 
 
 def hanging(asked: threading.Event, released: threading.Event) -> type[SlowUpstream]:
@@ -48,7 +56,9 @@ def test_an_upstream_that_hangs_holds_a_stop_no_longer_than_the_setting(tmp_path
         environ = {**KEYS, **UPSTREAM_KEY, "GENHOOK_UPSTREAM_URL": upstream}
         line = ("serve", "--port", "0")
         with (
-            started(tmp_path, *line, **environ, GENHOOK_SHUTDOWN_SECONDS="1") as running,
+            started(
+                tmp_path, *line, before=WITHOUT_FORCE, **environ, GENHOOK_SHUTDOWN_SECONDS="1"
+            ) as running,
             running.client() as client,
             ThreadPoolExecutor() as pool,
         ):
@@ -56,7 +66,7 @@ def test_an_upstream_that_hangs_holds_a_stop_no_longer_than_the_setting(tmp_path
             assert asked.wait(END_SECONDS)
             began = monotonic()
             status, out, err = running.end()
-            assert monotonic() - began < 5
+            assert monotonic() - began < 15  # The default is 20.
             assert answer.result().status_code == 202
             assert answer.result().json()["status"] == "queued"
         released.set()
@@ -68,16 +78,17 @@ def test_an_upstream_that_hangs_holds_a_stop_no_longer_than_the_setting(tmp_path
 
 
 def test_a_long_poll_is_answered_at_once_on_a_signal(tmp_path: Path) -> None:
+    line = ("serve", "--dev", "--sandbox", "--port", "0")
     with (
-        started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running,
+        started(tmp_path, *line, before=SAYS_THAT_IT_WAITS, **KEYS) as running,
         running.client() as client,
         ThreadPoolExecutor() as pool,
     ):
-        body = {"model": "imagen4-fast", "input": {"prompt": "[sandbox: delay=60] A lighthouse"}}
+        body = {"model": "imagen4-fast", "input": {"prompt": "[sandbox: delay=600] A lighthouse"}}
         id_ = client.post("/v1/generations", json=body).json()["id"]
         answer = pool.submit(client.get, f"/v1/generations/{id_}?wait=50")
-        while "1.0" not in client.get("/metrics").text:
-            pass
+        assert running.process.stdout is not None
+        assert any("A request waits." in line for line in running.process.stdout)
         status, out, _ = running.end()
         assert answer.result().status_code == 200
         assert answer.result().json()["status"] == "processing"
@@ -101,7 +112,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
                 running.process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):  # Nobody presses Ctrl-C faster.
                     running.process.wait(0.2)
-            assert monotonic() - began < 10
+            assert monotonic() - began < 18  # The default is 20.
             assert running.process.returncode == -signal.SIGINT
             assert running.process.stderr is not None
             assert running.process.stderr.read() == ""
@@ -234,7 +245,7 @@ def test_a_process_without_a_worker_says_so_and_is_ready(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ticks_are_repeated_until_a_signal(tmp_path: Path, number: int) -> None:
-    line = ("tick", "--seconds", "1", "--every", "0.05", "--json")
+    line = ("tick", "--seconds", "60", "--every", "0.05", "--json")
     with start(tmp_path, *line, **KEYS) as process:
         assert process.stdout is not None
         done = [json.loads(process.stdout.readline()) for _ in range(3)]

@@ -136,7 +136,8 @@ def test_an_idempotency_key_is_refused_where_no_service_would_store_it(
 ) -> None:
     words = ["keys", "create", "--name", "a", "--scopes", "read", "--idempotency-key", "a"]
     assert "--idempotency-key needs a service" in refusal_of([*words, "--offline"], capsys)
-    monkeypatch.delenv("GENHOOK_API_KEY")
+    for name in ("GENHOOK_API_KEY", "GENHOOK_URL"):
+        monkeypatch.delenv(name)
     assert "--idempotency-key needs a service" in refusal_of(words, capsys)
     assert seen == []
 

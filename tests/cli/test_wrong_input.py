@@ -296,8 +296,9 @@ def test_an_answer_of_any_shape_is_shown_or_one_line(
     for reply in replies:
         serve(monkeypatch, reply)
         status = main.main(line.split())
-        err = capsys.readouterr().err
+        out, err = capsys.readouterr()
         assert status in (0, 1, 3, 4), reply.content
+        assert (out + err).replace("\n", "").isprintable(), (reply.content, out, err)
         assert err.count("\n") == (1 if err else 0), (reply.content, err)
 
 

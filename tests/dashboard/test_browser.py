@@ -143,7 +143,7 @@ def _act_on_the_subscriber(page: Page) -> None:
 
 def _replay_the_dead_letters(page: Page) -> None:
     _menu(page, "Dead letters")
-    expect(page.get_by_role("cell", name="The receiver answered 503.").first).to_be_visible()
+    expect(page.get_by_role("cell", name="The receiver answered 503.").nth(1)).to_be_visible()
     page.get_by_label("Subscriber").select_option(label="Refuses")
     page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("done")
@@ -285,10 +285,11 @@ def test_a_phone_shows_the_timeline_without_scrolling_and_cuts_long_names(
     line = ("serve", "--dev", "--sandbox", "--port", "0")
     with started(tmp_path, *line, **KEYS) as running:
         with running.client() as client:
+            client.timeout = httpx.Timeout(70)
             id_ = subscribe(client, "http://127.0.0.1:9/" + "u" * 2_000, description="n" * 500)
             body = {"model": "imagen4-fast", "input": {"prompt": "A lighthouse at dusk"}}
             made = client.post("/v1/generations", json=body).json()["id"]
-            ended = client.get(f"/v1/generations/{made}", params={"wait": 30}).json()
+            ended = client.get(f"/v1/generations/{made}", params={"wait": 60}).json()
             assert ended["status"] == "succeeded"
         watched = Watched(browser, viewport={"width": 360, "height": 800})
         page = watched.page

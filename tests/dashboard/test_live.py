@@ -101,7 +101,7 @@ async def test_an_open_list_shows_nothing_of_others(world: Harness, browser: Bro
         assert not any(id_ in answer.text for id_ in ids.values()), text_of(answer)
 
 
-# In a browser. Its clock is that of the test, and the service goes on by that of the machine.
+# In a browser. Its clock stands still until the test moves it; the service's is the machine's.
 
 
 class Open:
@@ -136,6 +136,7 @@ class Open:
         """Let the page ask, and wait for the answer."""
         with self.page.expect_response(lambda answer: "seen=" in answer.url):
             self.wait(6)
+        self.wait(1)  # htmx swaps and settles by timers.
 
     def count(self, kind: str) -> int:
         return sum(each == kind for each, _ in self.watched.requests)
@@ -159,6 +160,8 @@ def opened_in(folder: Path) -> Iterator[Open]:
         watched = Watched(browser, viewport={"width": 360, "height": 560})
         watched.page.clock.install()
         watched.sign_in(running.url, ADMIN_KEY)
+        # An installed clock runs until it is paused, also in the pages that are opened later.
+        watched.page.clock.pause_at(watched.page.evaluate("Date.now()") / 1_000 + 3_600)
         yield Open(client, watched, running.url)
         assert watched.complaints == []
         running.end()

@@ -42,9 +42,10 @@ def test_an_idle_service_that_has_shown_every_page_takes_less_than_70_mb(
         "GENHOOK_SECRET_KEYS": SECRET_KEY,
         "GENHOOK_ADMIN_KEY": ADMIN_KEY,
     }
+    environ |= dict.fromkeys(("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"), "")
     with started(tmp_path, "serve", "--port", "0", **environ) as running:
         before = resident_megabytes(running)
-        with httpx.Client(base_url=running.url, trust_env=False) as client:
+        with httpx.Client(base_url=running.url, trust_env=False, timeout=60) as client:
             fields = {"key": ADMIN_KEY, "token": token_of(client.get("/dashboard/sign-in"))}
             answer = client.post("/dashboard/sign-in", data=fields)
             assert answer.status_code == 303

@@ -1,12 +1,16 @@
 """File descriptors: the limit is raised at start, and what it does not allow is not used."""
 
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from service.app import App
 from service.delivery import descriptors
 from service.settings import Settings
+from tests.cli.test_serve import KEYS, surroundings
 from tests.harness import settings as make_settings
 from tests.logs import Console
 
@@ -65,3 +69,32 @@ def test_too_few_are_shared_between_both_directions_and_logged(
     if hard > 300:
         assert allowed.max_in_flight + allowed.connections_max + descriptors.OWN_DESCRIPTORS <= hard
     assert [line["event"] for line in console.lines()] == ["descriptors.few"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from service.cli import main; main.main(['tick', '--seconds', '0.01'])",
+        "from service.asgi import app; asyncio.run(app.start())",
+        "from service.serverless import handler as h; h._loop.run_until_complete(h._start())",
+    ],
+    ids=["tick", "asgi", "serverless"],
+)
+def test_the_limit_is_raised_wherever_attempts_are_made(start: str, tmp_path: Path) -> None:
+    code = (
+        "import asyncio, resource\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))\n"
+        f"{start}\n"
+        "print('limit', resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
+    sizes = {"GENHOOK_MAX_IN_FLIGHT": "100", "GENHOOK_CONNECTIONS_MAX": "16"}
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code],
+        env={**surroundings(), **KEYS, **sizes, "GENHOOK_WORKER": "off"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == f"limit {descriptors.OWN_DESCRIPTORS + 100 + 16}"

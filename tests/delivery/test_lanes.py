@@ -214,3 +214,15 @@ def test_all_lanes_share_one_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) ->
     assert bodies.held_bytes == 500
     assert second.hold(due(5))
     assert second.hold(due(6))
+
+
+def test_a_lane_that_leads_to_another_origin_begins_with_a_new_window() -> None:
+    wide, elsewhere = Receiver(), Receiver()
+    lane = lane_of(Receiver(wide), max_in_flight=50)
+    lane.window.size = 40
+    lane.drop_recipient()
+    lane.set_recipient(recipient(max_in_flight=45), Receiver(wide))
+    assert (lane.window.size, lane.window.limit) == (40, 45)
+    lane.drop_recipient()
+    lane.set_recipient(recipient(max_in_flight=45), Receiver(elsewhere))
+    assert (lane.window.size, lane.window.limit) == (8, 45)

@@ -14,6 +14,7 @@ from service.delivery.receivers import FAILING, PROVEN, UNTRIED, Receiver
 from service.delivery.shares import PUSHES, Share
 from service.delivery.slots import Slots
 from service.delivery.window import Window
+from service.model.delivery import DueDelivery
 from tests.delivery.test_lanes import due, lane_of
 from tests.harness import START
 
@@ -214,7 +215,10 @@ def test_lanes_that_wait_count_as_new_once_another_at_their_origin_fails() -> No
     assert set(slots.waiting.values()) == set(lanes)
 
 
-def test_a_lane_whose_deliveries_were_dropped_has_no_turn_and_holds_up_no_other() -> None:
+@pytest.mark.parametrize("offered", [[], [due(2)]])
+def test_a_lane_that_was_dropped_has_no_turn_and_holds_up_no_other(
+    offered: Collection[DueDelivery],
+) -> None:
     slots, origin = Slots(100), Receiver()
     same: dict[str, Any] = {"tenant": "one", "url": "http://same.test/"}
     changed, other = [lane_with(slots, 0, **same, receiver=Receiver(origin)) for _ in range(2)]
@@ -222,6 +226,8 @@ def test_a_lane_whose_deliveries_were_dropped_has_no_turn_and_holds_up_no_other(
     for lane in (changed, good):
         slots.wait(lane)
     changed.drop_recipient()  # It is read again, or, if another process had it, is another lane.
+    for delivery in offered:
+        changed.hold(delivery)
     other.receiver.note_failure(START)
     assert changed.receiver.is_doubted()
     assert [slots.next_waiting() for _ in range(2)] == [good, None]

@@ -23,7 +23,7 @@ from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
-from service.upstream import documents, links, results, scalars, vocabulary, wire
+from service.upstream import links, results, scalars, vocabulary, wire
 from service.upstream.callback_url import CallbackTokens, Claim
 from tests import logs
 from tests.fuzz import answers, world
@@ -76,7 +76,7 @@ def _check_report(report: wire.Report, body: bytes) -> None:
     assert report.state == "succeeded" or not report.files
     assert report.possible is None or report.state == "processing"
     assert len(report.files) <= results.MAX_FILES
-    assert len(report.word or "") <= documents.MAX_WORD_CHARS
+    assert len(report.word or "") <= vocabulary.WORD_CHARS_MAX
     assert len(report.error_code or "") <= scalars.MAX_TEXT_CHARS
     assert len(report.error_message or "") <= scalars.MAX_TEXT_CHARS
     if report.task_id is not None:

@@ -5,8 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.generations import ingest
-from service.upstream import wire
+from service.generations import proofs
+from service.store.callbacks import Arrival
+
+
+def reports_end_of(body: bytes) -> bool | None:
+    arrival = Arrival(id="cb_1", upstream="apiinone", received_at=0, headers=(), body=body)
+    proofs.read_end(arrival)
+    return arrival.reports_end
 
 
 @pytest.mark.parametrize(
@@ -28,10 +34,9 @@ def test_a_final_word_reports_an_end_unless_something_beside_it_is_open(
     body: dict[str, Any],
     reports_end: bool,  # noqa: FBT001  a column of the table
 ) -> None:
-    report = wire.read_callback(msgspec.json.encode(body))
-    assert ingest.reports_end(report) is reports_end
+    assert reports_end_of(msgspec.json.encode(body)) is reports_end
 
 
 @pytest.mark.parametrize("body", [b"", b"done", b"7"])
 def test_what_cannot_be_read_reports_no_end(body: bytes) -> None:
-    assert not ingest.reports_end(wire.read_callback(body))
+    assert reports_end_of(body) is False

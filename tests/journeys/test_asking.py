@@ -395,7 +395,8 @@ async def test_a_pause_that_upstream_asked_for_outlives_the_process(
 async def test_a_pause_that_another_process_was_asked_for_is_kept(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
-        await world.app.database.write(generations.put_pause, world.clock.now + 150_000)
+        now = world.clock.now
+        await world.app.database.write(generations.put_pause, now + 150_000, now + 300_000)
         counts = []
         for _ in range(16):
             await world.run(10)
@@ -461,6 +462,19 @@ async def test_late_polls_that_always_fail_end_a_day_after_the_deadline(
         await world.run(HOUR)
         await world.run(1)
         monkeypatch.setattr(judge, "judge", fail)
+        for _ in range(30):
+            await world.run(HOUR)
+        [row] = await rows(world, "SELECT status, next_poll_at FROM generations")
+        assert (row["status"], row["next_poll_at"]) == ("timed_out", None)
+
+
+async def test_late_polls_that_are_always_throttled_end_a_day_after_the_deadline(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate(POLLED)
+        await world.run(HOUR)
+        world.upstream.poll_replies.extend([httpx.Response(429)] * 5_000)
         for _ in range(30):
             await world.run(HOUR)
         [row] = await rows(world, "SELECT status, next_poll_at FROM generations")

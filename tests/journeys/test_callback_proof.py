@@ -150,9 +150,9 @@ async def test_a_repeated_or_late_callback_is_not_shown_as_believed(tmp_path: Pa
         ]
 
 
-async def arrive_together(world: Harness, generation_id: str, *reports: object) -> None:
-    """Let callbacks of a generation come whose bodies are stored in one commit."""
-    [row] = await rows(world, f"SELECT nonce FROM generations WHERE id = '{generation_id}'")  # noqa: S608
+async def arrive_together(world: Harness, *callbacks: tuple[str, object]) -> None:
+    """Let callbacks, each of a generation, come whose bodies are stored in one commit."""
+    nonces = {row["id"]: row["nonce"] for row in await rows(world, "SELECT * FROM generations")}
     arrivals = [
         Arrival(
             id=new_id("cb", world.clock()),
@@ -160,12 +160,12 @@ async def arrive_together(world: Harness, generation_id: str, *reports: object) 
             received_at=world.clock(),
             headers=(),
             generation_id=generation_id,
-            nonce=row["nonce"],
+            nonce=nonces[generation_id],
             trust="body",
             body=msgspec.json.encode(report),
             readable=True,
         )
-        for report in reports
+        for generation_id, report in callbacks
     ]
 
     async def store(tx: Transaction) -> None:
@@ -191,7 +191,7 @@ async def test_a_body_that_is_not_believed_is_no_outcome_for_who_shares_the_task
     async with opened(tmp_path, callback_trust="body") as world:
         first, second, other = await shared_by_two(world)
         reports = success_report("task1", ours), success_report("task9", theirs)
-        await arrive_together(world, first, *reports)
+        await arrive_together(world, *((first, report) for report in reports))
         for id_ in (first, second):
             output = (await world.get(f"/v1/generations/{id_}"))["output"]
             assert [file["url"] for file in output["files"]] == [ours]
@@ -204,5 +204,43 @@ async def test_who_shares_a_task_gets_its_end_though_a_report_of_progress_follow
     async with opened(tmp_path, callback_trust="body") as world:
         first, second, _ = await shared_by_two(world)
         progress = {"data": {"task_id": "task1", "status": "processing"}}
-        await arrive_together(world, first, success_report("task1"), progress)
+        await arrive_together(world, (first, success_report("task1")), (first, progress))
         assert [await status_of(world, id_) for id_ in (first, second)] == ["succeeded"] * 2
+
+
+async def test_an_outcome_without_a_task_is_of_one_generation_though_another_has_no_task_either(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        world.upstream.create_replies.extend([httpx.ReadTimeout("slow")] * 2)
+        ids = [(await world.generate())["id"] for _ in range(2)]
+        end = success_report("task1")
+        del end["data"]["task_id"]
+        await arrive_together(world, (ids[0], end), (ids[1], {"data": {"status": "processing"}}))
+        assert [await status_of(world, id_) for id_ in ids] == ["succeeded", "processing"]
+
+
+async def test_a_hint_beside_the_end_of_its_generation_asks_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        id_ = (await world.generate())["id"]
+        await arrive_together(world, (id_, {"status": "completed"}), (id_, success_report("task1")))
+        assert await status_of(world, id_) == "succeeded"
+        await world.run(1)
+        assert world.upstream.polls == []
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_a_repeated_callback_of_a_timed_out_generation_is_a_hint(
+    tmp_path: Path, trust: str
+) -> None:
+    hint = {"data": {"task_id": "task1", "status": "COMPLETED"}}
+    async with opened(tmp_path, callback_trust=trust) as world:
+        generation = await world.generate()
+        await world.call_back(hint)
+        for seconds in (3_600, 1, 60):
+            await world.run(seconds)
+        assert await status_of(world, generation["id"]) == "timed_out"
+        world.upstream.finish("task1")
+        await world.call_back(hint)
+        await world.run(1)
+        assert await status_of(world, generation["id"]) == "succeeded"

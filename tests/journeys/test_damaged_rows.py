@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from service.generations.judge import CONFLICT_CODE
 from tests.faults import execute, rows, status_of
-from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
 HOUR = 3_600
 DAY = 24 * HOUR
@@ -55,6 +56,18 @@ async def test_a_damaged_generation_holds_up_no_submission_and_no_deadline(tmp_p
         assert await status_of(world, other) == "processing"
         await world.run(2 * HOUR)
         assert await status_of(world, lost) == "timed_out"
+
+
+async def test_the_task_of_a_damaged_generation_goes_to_no_other(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        [damaged] = await generate(world, 1)
+        await damage(world, "generation_bodies", "input", damaged)
+        world.upstream.create_replies.append(httpx.Response(200, json=create_answer("task1")))
+        [other] = await generate(world, 1, input={"prompt": "another thing"})
+        world.upstream.finish("task1")
+        await world.run(600)
+        shown = await world.get(f"/v1/generations/{other}")
+        assert (shown["task_id"], shown["error"]["code"]) == (None, CONFLICT_CODE)
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])

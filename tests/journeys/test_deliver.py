@@ -421,7 +421,7 @@ async def test_after_a_crash_only_what_was_not_recorded_is_sent_again_under_the_
         queue_answers(world, gate)
         await world.generate()
         assert world.app.worker is not None
-        ticking = asyncio.create_task(world.app.worker.tick(20))
+        ticking = asyncio.create_task(world.app.worker.tick(60))
         await gate.wait_for(1)  # The receiver has it, the database does not know.
         old = await take_over(world)
         await world.run()

@@ -11,23 +11,30 @@ from PIL import Image
 from standardwebhooks import Webhook
 
 from service.cli import demo, main
-from service.cli.demo import scenarios, subscriber
+from service.cli.demo import environment, scenarios, subscriber
 from service.cli.demo.scenarios import Scenario
 from service.model.errors import CommandError
 
 pytestmark = pytest.mark.sqlite_only("the demo has a file of its own")
 
-DEMO_SECONDS = 40
-# Like `make demo`, but the tasks of the sandbox are shorter.
+DEMO_SECONDS = 110
+# Like `make demo`, but the tasks of the sandbox are shorter, and everything may take long.
 QUICK_DEMO = """
-from service.cli.demo import environment
+from service.cli.demo import environment, scenarios
 from service.cli.main import main
 from service.sandbox import work
 
 work.CALLBACK_SECONDS = work.POLLED_SECONDS = 0.1
-environment.SAFETY_POLL_SECONDS = 1.5
+environment.SAFETY_POLL_SECONDS = 4
+environment.TIMEOUT_SECONDS = scenarios.SCENARIO_SECONDS = 60
 raise SystemExit(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "SCENARIO_SECONDS", 60)
+    monkeypatch.setattr(environment, "TIMEOUT_SECONDS", 60)
 
 
 def test_the_demo_passes_and_prints_what_happened(tmp_path: Path) -> None:

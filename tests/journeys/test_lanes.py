@@ -344,3 +344,34 @@ async def test_a_delivery_that_is_due_since_the_epoch_is_sent(tmp_path: Path) ->
         await execute(world, "UPDATE deliveries SET due_at = 0")
         await world.run()
         assert (await delivery(world))["status"] == "delivered"
+
+
+async def test_a_lane_reads_no_row_again_and_again_while_a_retry_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.delivery.lanes.BODIES_BYTES_MAX", 0)
+    reads, fetch_due = list[Any](), stored.fetch_due
+
+    async def count(tx: Any, *args: Any) -> Any:
+        reads.append(args)
+        return await fetch_due(tx, *args)
+
+    monkeypatch.setattr(stored, "fetch_due", count)
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        await world.subscribe(**ONE, retry_schedule_seconds=[0])
+        queue_answers(world, 500, 500, gate)
+        for _ in range(2):
+            await world.generate()
+        await world.run()
+        async with attach_worker(world) as dispatcher:
+            for dead in await deliveries(world, status="dead"):
+                await world.client.post(f"/v1/deliveries/{dead['id']}/retry")
+            await gate.wait_for(1)
+            reads.clear()
+            for _ in range(20):
+                await world.app.database.schema_problem()
+            assert len(reads) <= 3
+            gate.is_open.set()
+            await dispatcher.settle()
+        assert {each["status"] for each in await deliveries(world)} == {"delivered"}

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 
+from service.generations import judge
 from service.store import turns
 from service.telemetry.redact import Redactor
 from service.upstream import documents, reading
@@ -60,6 +61,28 @@ async def test_large_answers_are_read_and_redacted_in_the_reading_thread(
     assert all(name.startswith("reading") for name, size in readers if size == len(content))
     assert len(content) in [size for _, size in readers]
     assert all(name.startswith("reading") for name in redactors)
+
+
+async def test_tasks_of_others_are_left_out_of_a_large_answer_in_the_reading_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    leave_out = judge._without
+
+    def note(*options: Any) -> Any:
+        threads.add(threading.current_thread().name.split("_")[0])
+        return leave_out(*options)
+
+    monkeypatch.setattr(judge, "_without", note)
+    async with opened(tmp_path, public_url=None) as world:
+        for _ in range(2):
+            await world.generate()
+        content = large("task1", status="SUCCESS", output=[PNG], recent=[{"task_id": "task2"}])
+        world.upstream.poll_replies.append(httpx.Response(200, content=content))
+        await world.run(60)
+        generation = (await world.get("/v1/generations"))["data"][-1]
+        assert generation["status"] == "succeeded"
+    assert threads == {"reading"}
 
 
 async def test_a_large_file_is_redacted_in_the_reading_thread(

@@ -93,12 +93,12 @@ async def test_the_submission_of_another_process_is_waited_for_until_it_cannot_b
             async with submitting(world) as generation:
                 world.upstream.finish("task1")
                 await world.call_back()
-                await other.worker.tick(20)
+                await other.worker.tick(60)
                 world.clock.advance(world.settings.upstream_timeout_seconds)
-                await other.worker.tick(20)
+                await other.worker.tick(60)
                 assert world.upstream.polls == []
                 world.clock.advance(10)
-                await other.worker.tick(20)
+                await other.worker.tick(60)
                 assert world.upstream.polls == ["task1"]
                 assert await status_of(world, generation["id"]) == "succeeded"
         finally:

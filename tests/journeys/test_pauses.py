@@ -1,12 +1,14 @@
 """A 429 pauses every request to upstream, submissions too, within a bound."""
 
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.store import generations
-from tests.faults import rows
+from service.model.clock import HOUR, MINUTE
+from service.store import generations, questions
+from tests.faults import rows, status_of
 from tests.harness import Harness, opened
 
 POLLED = "imagen4-fast"
@@ -15,6 +17,11 @@ PAUSES = "SELECT number FROM revisions WHERE noun = 'upstream_paused_until'"
 
 def throttled(seconds: int) -> httpx.Response:
     return httpx.Response(429, headers={"retry-after": str(seconds)})
+
+
+async def store_pause(world: Harness, ms: int, longest_ms: int = 5 * MINUTE) -> None:
+    now = world.clock.now
+    await world.app.database.write(generations.put_pause, now + ms, now + longest_ms)
 
 
 async def submissions(world: Harness) -> list[str]:
@@ -45,7 +52,7 @@ async def test_a_refresh_keeps_to_the_pause_that_another_process_was_asked_for(
 ) -> None:
     async with opened(tmp_path) as world:
         path = f"/v1/generations/{(await world.generate())['id']}/refresh"
-        await world.app.database.write(generations.put_pause, world.clock.now + 40_000)
+        await store_pause(world, 40_000)
         await world.client.post(path)
         assert world.upstream.polls == []
         world.clock.advance(40)
@@ -82,9 +89,74 @@ async def test_in_a_long_pause_one_submission_a_minute_goes_through(tmp_path: Pa
         assert counts == [1, 2, 3]  # The first probe comes a minute after the pause was seen.
 
 
+async def test_submissions_and_polls_do_not_use_up_each_others_probe(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None, deadline_seconds=3_600) as world:
+        first = await world.generate(POLLED)
+        world.upstream.on_create = lambda _body: throttled(300)
+        world.upstream.finish("task1")
+        for _ in range(20):
+            await world.generate(POLLED)
+        for _ in range(18):
+            await world.run(10)
+        assert await status_of(world, first["id"]) == "succeeded"
+        assert len(world.upstream.creates) > 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"retry-after": "40"}, {"message": "busy: the request is being processed"}),
+        ({"retry-after": "40"}, {"task_id": "task9", "message": "too many"}),
+    ],
+)
+async def test_a_429_pauses_all_even_if_it_shows_signs_of_a_task(
+    tmp_path: Path, headers: dict[str, str], body: dict[str, str]
+) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(httpx.Response(429, headers=headers, json=body))
+        await world.generate()
+        for _ in range(3):
+            assert (await world.generate())["status"] == "queued"
+        await world.run(39)
+        assert len(world.upstream.creates) == 1
+        await world.run(1)
+        assert len(world.upstream.creates) == 4
+
+
+async def test_a_pause_is_over_once_the_clock_was_set_back(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        polled = await world.generate(POLLED)
+        world.clock.advance(6 * 3_600)
+        world.upstream.create_replies.append(throttled(40))
+        await world.generate()
+        world.clock.advance(-6 * 3_600)
+        await world.client.post(f"/v1/generations/{polled['id']}/refresh")
+        assert world.upstream.polls == ["task1"]
+        assert (await world.generate())["status"] == "processing"
+
+
+async def test_a_pause_that_a_wrong_clock_stored_gives_way_to_a_real_one(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await store_pause(world, 6 * HOUR, 7 * HOUR)
+        world.upstream.on_create = lambda _body: throttled(300)
+        for _ in range(30):
+            await world.generate()
+            await world.run(1)
+        assert len(world.upstream.creates) == 1
+
+
+async def test_the_shared_rate_does_not_wait_for_a_clock_that_is_ahead(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        take = partial(world.app.database.write, questions.take, 5, 10.0)
+        world.clock.advance(3_600)
+        assert await take() == 1
+        world.clock.advance(-3_600)
+        assert await take() == 1
+
+
 async def test_a_stored_pause_beyond_the_bound_holds_no_submission(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        await world.app.database.write(generations.put_pause, world.clock.now + 10**9)
+        await store_pause(world, 10**9)
         await world.generate()
         assert await submissions(world) == ["taken"]
 

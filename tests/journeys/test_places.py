@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from service.generations import submit
+from service.generations.ingest import Batch
+from service.generations.judge import CONFLICT_CODE
 from tests.faults import DelayedAnswer, rows
 from tests.harness import Harness, create_answer, opened
 from tests.journeys.gates import by_hand
@@ -70,6 +72,22 @@ async def test_an_answer_that_cannot_be_stored_leaves_a_generation_that_is_not_s
         assert row["submission"] == "taken"
         await world.run(100)
         assert len(world.upstream.creates) == 2
+
+
+async def test_an_answer_that_cannot_be_stored_gives_no_task_of_another_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        world.upstream.create_replies.append(httpx.Response(200, json=create_answer("task1")))
+
+        async def fail_once(_batch: Batch) -> None:
+            monkeypatch.undo()
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(Batch, "write", fail_once)
+        other = await world.generate(input={"prompt": "another thing"})
+        assert (other["task_id"], other["error"]["code"]) == (None, CONFLICT_CODE)
 
 
 async def test_a_redirected_submission_fails_with_the_location(tmp_path: Path) -> None:

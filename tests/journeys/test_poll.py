@@ -120,12 +120,12 @@ def test_the_budget_refills_with_time_up_to_one_second() -> None:
     assert 250 <= next_at <= 251
     assert budget.available(next_at) == 1
     assert budget.available(3_600_000) == 4
-    budget.pause(3_700_000)
-    assert budget.available(3_699_999) == 0
-    assert budget.next_at(3_600_000) == 3_700_000
-    budget.pause(3_650_000)
-    assert budget.next_at(3_600_000) == 3_700_000
-    assert budget.available(3_700_000) == 4
+    budget.pause(3_650_000, 3_600_000)
+    assert budget.available(3_649_999) == 0
+    assert budget.next_at(3_600_000) == 3_650_000
+    budget.pause(3_620_000, 3_600_000)
+    assert budget.next_at(3_600_000) == 3_650_000
+    assert budget.available(3_650_000) == 4
 
 
 def test_a_budget_below_one_poll_a_second_still_allows_polls() -> None:
@@ -498,7 +498,13 @@ async def test_concurrent_ticks_do_the_work_once(tmp_path: Path) -> None:
         for _ in range(5):
             await world.generate(POLLED)
         world.clock.advance(3)
-        answers = await asyncio.gather(*(world.client.post("/v1/tick") for _ in range(4)))
+        hanging = DelayedAnswer(httpx.Response(200, json=success_report("task1")))
+        world.upstream.poll_replies.append(hanging.reply)
+        ticks = [asyncio.create_task(world.client.post("/v1/tick")) for _ in range(4)]
+        for refused in itertools.islice(asyncio.as_completed(ticks), 3):
+            await refused
+        hanging.release()
+        answers = await asyncio.gather(*ticks)
         assert {answer.status_code for answer in answers} == {200}
         assert sum(answer.json()["polled"] for answer in answers) == 5
         assert len(world.upstream.polls) == 5

@@ -72,11 +72,16 @@ async def test_the_task_of_another_generation_is_never_another_name(tmp_path: Pa
         assert first["status"] == "processing"
 
 
-def test_an_id_that_a_second_generation_meets_is_no_name() -> None:
+def test_what_answers_said_is_remembered_in_few_bytes() -> None:
+    sighting = Sightings().note("gen_a", "https://cdn.example/" * 10_000, 0)
+    assert len(msgspec.json.encode(sighting)) < 200
+
+
+def test_an_id_that_is_met_for_a_second_task_is_no_name() -> None:
     sightings = Sightings()
-    assert [sightings.is_alias("gen_a", "x", at) for at in range(3)] == [False, False, True]
-    assert not sightings.is_alias("gen_b", "x", 3)
-    assert not sightings.is_alias("gen_a", "x", 4)
+    assert [sightings.is_alias("gen_a", "t", "x", at) for at in range(3)] == [False, False, True]
+    assert not sightings.is_alias("gen_b", "u", "x", 3)
+    assert not sightings.is_alias("gen_a", "t", "x", 4)
 
 
 async def test_a_believed_callback_that_names_another_task_is_a_hint(tmp_path: Path) -> None:

@@ -136,8 +136,9 @@ async def test_what_another_process_commits_during_a_take_over_is_found(
 
 @pytest.mark.parametrize("milliseconds", [MINUTE - 1, MINUTE])
 async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed_over(
-    tmp_path: Path, milliseconds: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, milliseconds: int
 ) -> None:
+    monkeypatch.setattr("service.store.postgres.ownership.LOOK_SECONDS", 3_600)
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         worker = world.app.worker
@@ -254,7 +255,7 @@ async def test_a_tick_waits_until_the_rest_of_another_one_has_let_go(
             patched.setattr(worker.ownership, "release", release_slowly)
             gate.is_open.set()
             await letting_go.wait()
-            tick = asyncio.create_task(worker.tick(20))
+            tick = asyncio.create_task(worker.tick(60))
             await world.get("/v1/events")
             goes_on.set()
             await tick
@@ -273,7 +274,7 @@ async def test_a_step_that_fails_in_a_tick_ends_neither_the_others_nor_the_tick(
             raise OverflowError
 
         monkeypatch.setattr(world.app.worker.poller, "expire_due", fail)
-        done = await world.app.worker.tick(20)
+        done = await world.app.worker.tick(60)
         assert done.more
         assert len(world.subscribers.webhooks) == 1
         assert not world.app.worker.ownership.is_held

@@ -12,7 +12,7 @@ import pytest
 
 from service.generations import judge
 from service.generations.answers import Answers
-from service.store import generations
+from service.store import generations, tasks
 from service.store.database import Transaction
 from tests.faults import DelayedAnswer, crash, execute, rows, status_of, storage_failure
 from tests.harness import Harness, create_answer, opened, success_report
@@ -139,6 +139,48 @@ async def test_an_end_reaches_all_that_share_its_task(tmp_path: Path) -> None:
             assert await status_of(world, id_) == "succeeded"
             assert await polls_of(world, id_) == ["succeeded"]
         assert world.subscribers.event_types().count("generation.succeeded") == count
+
+
+async def test_those_that_share_a_task_learn_its_other_name(tmp_path: Path) -> None:
+    behind = {"task_id": "behind", "status": "IN_PROGRESS"}
+    async with opened(tmp_path, public_url=None) as world:
+        ids = await share(world, 2)
+        world.upstream.tasks["shared"] = behind
+        for _ in range(4):
+            await world.run(300)
+        ids += await share(world, 1)
+        other = await world.generate(input={"prompt": "another thing"})
+        world.upstream.finish("shared")
+        world.upstream.tasks["shared"] |= behind | {"status": "completed"}
+        await world.run(300)
+        assert [await status_of(world, id_) for id_ in ids] == ["succeeded"] * 3
+        assert await status_of(world, other["id"]) == "processing"
+
+
+async def test_a_second_task_revokes_a_name_of_those_that_share_one(tmp_path: Path) -> None:
+    behind = {"task_id": "behind", "status": "IN_PROGRESS"}
+    async with opened(tmp_path, public_url=None) as world:
+        await share(world, 2)
+        world.upstream.tasks["shared"] = behind
+        for _ in range(4):
+            await world.run(300)
+        assert [row["is_revoked"] for row in await rows(world, "SELECT * FROM task_names")] == [0]
+        await world.generate(input={"prompt": "another thing"})
+        world.upstream.tasks["task3"] = behind
+        await world.run(300)
+        assert [row["is_revoked"] for row in await rows(world, "SELECT * FROM task_names")] == [1]
+
+
+async def test_a_callback_may_name_what_another_that_shares_its_task_has_learned(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        first, second = await share(world, 2)
+        await world.app.database.write(tasks.learn_name, "behind", first)
+        report = success_report("shared")
+        report["data"]["taskId"] = "behind"
+        await world.call_back(report)
+        assert await status_of(world, second) == "succeeded"
 
 
 @asynccontextmanager

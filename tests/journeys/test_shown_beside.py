@@ -69,6 +69,21 @@ async def test_what_an_answer_shows_of_other_generations_is_left_out_of_its_end(
         assert "task2" not in str(generation)
 
 
+async def test_texts_that_hold_each_other_without_end_hide_no_end(tmp_path: Path) -> None:
+    text: Any = THEIRS
+    for _ in range(16):
+        for _ in range(60):
+            text = [text]
+        text = json.dumps(text)
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        body = told("task1", status="SUCCESS", results=[PNG]).json() | {"recent": [THEIRS, text]}
+        generation = await poll(world, httpx.Response(200, json=body))
+        assert generation["status"] == "succeeded"
+        assert "task2" not in str(generation)
+
+
 LISTS: dict[str, Callable[[Any], Any]] = {
     "data": lambda tasks: {"code": 200, "data": tasks},
     "data as text": lambda tasks: {"code": 200, "data": json.dumps({"items": tasks})},

@@ -109,6 +109,29 @@ async def test_a_worker_takes_over_once_the_tick_of_its_own_process_is_over(
         await stop_worker(world)
 
 
+async def test_a_worker_that_takes_over_during_a_stop_starts_no_attempt(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=60) as world:
+        gate, worker = Gate(), world.app.worker
+        queue_answers(world, *[gate] * 20)
+        await world.subscribe(event_types=["generation.submitted"])
+        for _ in range(20):
+            await world.generate()
+        tick = asyncio.create_task(worker.tick(60))
+        await gate.wait_for(1)
+        started = gate.requests
+        worker.start()
+        while not worker.right._lock._waiters:
+            await world.get("/v1/events")
+        stopping = asyncio.create_task(world.app.stop())
+        while not worker.right._has_loops:
+            await world.app.database.schema_problem()
+        gate.is_open.set()
+        await stopping
+        await tick
+        assert gate.requests == started < 20
+        await world.app.start(worker=False)
+
+
 async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_tick(
     tmp_path: Path,
 ) -> None:
@@ -125,7 +148,7 @@ async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_ti
         worker.start()
         await wait_until_working(world)
         session = worker.session
-        await worker.tick(20)
+        await worker.tick(60)
         assert worker.session is session
         assert worker.dispatcher.is_open
         assert works(world.app)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service import app as app_module
+from service import right
 from service.cli.stopping import Stop
 from service.model.errors import StorageError
 from service.upstream import wire
@@ -93,6 +94,65 @@ async def test_work_under_way_may_finish_until_the_deadline(tmp_path: Path) -> N
         assert (await delivery(world))["status"] == "delivered"
 
 
+@pytest.mark.parametrize("owner", ["loops", "tick"])
+async def test_a_stop_records_attempts_that_the_database_could_not_store_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise StorageError("the disk is full")
+
+    async with opened(tmp_path, shutdown_seconds=60) as world:
+        gate, worker = Gate(), world.app.worker
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        await world.generate()
+        if owner == "loops":
+            worker.start()
+            await gate.wait_for(1)
+        else:
+            await tick_until_asked(world, gate)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.app.database, "write_batched", fail)
+            gate.is_open.set()
+            while not worker.dispatcher.unrecorded:
+                await world.get("/v1/events")
+        await world.app.stop()
+        world.app = world.new_app()
+        await world.app.start(worker=False)
+        assert (await delivery(world))["status"] == "delivered"
+        await world.run()
+        assert gate.requests == 1
+
+
+async def test_a_stop_tries_again_to_record_an_attempt_until_it_has_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(right, "RECORD_AGAIN_SECONDS", 0)
+    async with opened(tmp_path, shutdown_seconds=60) as world:
+        gate, worker, tries = Gate(), world.app.worker, list[int]()
+        write = world.app.database.write_batched
+
+        def fail_thrice(*args: Any, **more: Any) -> Any:
+            tries.append(1)
+            if len(tries) <= 3:
+                raise StorageError("the disk is full")
+            return write(*args, **more)
+
+        monkeypatch.setattr(world.app.database, "write_batched", fail_thrice)
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        worker.start()
+        await world.generate()
+        await gate.wait_for(1)
+        stopping = asyncio.create_task(world.app.stop())
+        await asyncio.wait([stopping], timeout=0)
+        gate.is_open.set()
+        await stopping
+        world.app = world.new_app()
+        await world.app.start(worker=False)
+        assert (await delivery(world))["status"] == "delivered"
+
+
 @pytest.mark.parametrize("edge", ["raises", "hangs"])
 async def test_a_stop_closes_the_database_whatever_else_cannot_be_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
@@ -127,8 +187,10 @@ async def test_a_tick_ends_on_time_though_a_submission_hangs(tmp_path: Path) -> 
     async with put_off_submission(tmp_path) as world:
         upstream, worker = HangingUpstream(world), world.app.worker
         async with asyncio.timeout(60):
+            seconds = 0.2
             while not upstream.asked.is_set():  # On a busy machine a look may take 0.2 s.
-                assert (await worker.tick(0.2)).more
+                assert (await worker.tick(seconds)).more
+                seconds *= 2
         assert worker.submitter.in_flight  # It is not cancelled: it would be lost.
         upstream.answers.set()
         while worker.ownership.is_held:
@@ -150,7 +212,7 @@ async def test_a_tick_ends_on_time_though_a_step_hangs(
         worker = world.app.worker
         monkeypatch.setattr(worker.poller, "expire_due", hang)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert (await worker.tick(0.2)).more
         finally:
             goes_on.set()
@@ -187,6 +249,6 @@ async def test_all_that_may_finish_has_nine_tenths_of_the_time(
     stop.begin()
     [ends_at] = began
     assert ends_at is not None
-    assert 4.5 <= ends_at - now < 5.0
+    assert now + 4.5 <= ends_at <= asyncio.get_running_loop().time() + 4.5
     [(has_begun, seconds)] = [each.kwargs["args"] for each in threads.call_args_list]
     assert (has_begun.is_set(), seconds) == (True, 5.0)

@@ -174,11 +174,11 @@ class FailOnce:
     def __init__(
         self, world: Harness, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
     ) -> None:
-        self._unit, self._keep = getattr(module, name), world.app.database._keep
+        self._unit, self._keep = getattr(module, name), world.app.database._plan_retries
         self._calls = 0
         self.failed = asyncio.Event()
         monkeypatch.setattr(module, name, self)
-        monkeypatch.setattr(world.app.database, "_keep", self._keep_and_tell)
+        monkeypatch.setattr(world.app.database, "_plan_retries", self._keep_and_tell)
         monkeypatch.setattr(writes, "RETRY_SECONDS", 3_600)
 
     async def __call__(self, *args: Any) -> Any:

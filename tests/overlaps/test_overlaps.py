@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.overlaps.acts import ACTS, SINGLE
-from tests.overlaps.world import END, Point, Stage
+from tests.overlaps.acts import ACTS, SINGLE, sweep
+from tests.overlaps.world import END, Act, Point, Stage
 
 pytestmark = pytest.mark.usefixtures("postgres")
 # An act that is stopped, the act of another process meanwhile, and at which statements.
@@ -25,13 +25,18 @@ PAIRS = [
     ("an attempt that is throttled", "sweep rests_delete_old", 4),
     ("rotate", "describe", 1),
 ]
+# On rows that retention may delete.
+OLD_PAIRS = [("an attempt that delivers", "sweep deliveries_old", 2)]
 
 
-@pytest.mark.parametrize(("first", "second", "statement"), PAIRS)
+@pytest.mark.parametrize(
+    ("first", "second", "statement", "end"),
+    [*[(*pair, None) for pair in PAIRS], *[(*pair, sweep) for pair in OLD_PAIRS]],
+)
 async def test_it_does_not_matter_where_in_a_transaction_another_process_acts(
-    tmp_path: Path, first: str, second: str, statement: int
+    tmp_path: Path, first: str, second: str, statement: int, end: Act | None
 ) -> None:
-    async with Stage(tmp_path, "confirm") as stage:
+    async with Stage(tmp_path, "confirm", end) as stage:
         acts = ACTS[first], SINGLE[second]
         before, within, after = [
             await stage.play(*acts, Point(1, point)) for point in (0, statement, END)

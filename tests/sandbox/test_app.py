@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.sandbox import create_app
+from service.sandbox import create_app, tasks
 from service.sandbox.misbehaviour import DIRECTIVES
 from service.sandbox.models import MODELS
 from tests.sandbox.harness import KEY, PROMPT, SandboxHarness, running_sandbox
@@ -20,7 +20,18 @@ async def test_the_oldest_task_is_dropped_when_there_are_too_many() -> None:
         assert list(harness.sandbox.tasks) == task_ids
         assert list(harness.sandbox.polls) == task_ids
         assert (await harness.poll("n470002_imagen4")).status_code == 404
-        assert len(harness.sandbox.create_bodies) == len(harness.sandbox.callback_requests) == 3
+        assert len(harness.sandbox.callback_requests) == 3
+
+
+async def test_the_oldest_tasks_are_dropped_when_their_requests_are_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "TASKS_BYTES_MAX", 2_500)
+    async with running_sandbox() as harness:
+        for _ in range(5):
+            await harness.create(padding="x" * 1_000)
+        assert list(harness.sandbox.tasks) == ["n470004_imagen4", "n470005_imagen4"]
+        assert 2_000 < harness.sandbox.tasks_bytes <= 2_500
 
 
 async def test_the_work_of_a_dropped_task_is_canceled() -> None:
@@ -51,7 +62,7 @@ async def test_rate_limits_that_are_never_retried_are_forgotten() -> None:
 async def test_a_body_that_is_too_large_is_not_read(harness: SandboxHarness) -> None:
     response = await harness.create(prompt="x" * (1 << 20))
     assert response.status_code == 413
-    assert harness.sandbox.create_bodies == []
+    assert harness.sandbox.tasks == {}
 
 
 @pytest.mark.parametrize(

@@ -198,12 +198,12 @@ async def test_several_misbehaviours_go_together(harness: SandboxHarness) -> Non
     assert [callback.data["status"] for callback in harness.callbacks] == ["failed", "failed"]
 
 
-async def test_the_url_of_a_callback_is_recorded_but_not_logged(
+async def test_the_url_of_a_callback_is_not_logged(
     harness: SandboxHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="genhook.sandbox"):
         task = await harness.finish()
-    assert harness.sandbox.callback_requests[0].url == CALLBACK_URL
+    assert CALLBACK_URL.endswith(harness.callbacks[0].path)
     assert f"callback for {task.id} answered 204" in caplog.messages
     assert "ImGenuine" not in caplog.text
 

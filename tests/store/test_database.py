@@ -306,6 +306,15 @@ async def test_after_a_failed_checkpoint_the_next_commit_plans_another(
     assert await database.read(names_in) == ["a"]
 
 
+async def test_a_database_that_is_opened_again_plans_checkpoints(database: Database) -> None:
+    await database.write(put, "a")
+    await database.close()
+    await database.open()
+    await database.write(put, "b")
+    assert database._checkpoint_timer is not None
+    assert not database._checkpoint_timer.cancelled(), "it is the one from before"
+
+
 async def test_close_commits_the_queue_and_refuses_later_writes(tmp_path: Path) -> None:
     database = await open_database(tmp_path)
     writes = [database.write(put, f"n{i}") for i in range(1_000)]

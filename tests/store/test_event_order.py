@@ -4,6 +4,7 @@ import asyncio
 import random  # noqa: TID251  from a seed
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from service.store.postgres.order import Order
 from service.store.postgres.side import PostgresSide
 from service.store.sqlite.database import Database as File
 from tests import engine
-from tests.store.test_postgres import connected, database, opened
+from tests.store.test_postgres import connected, database, opened, until
 
 __all__ = ["database"]  # The fixture.
 
@@ -203,6 +204,36 @@ async def test_what_is_ordered_before_the_time_is_over_stays_ordered(
         assert await seqs(connection) == [*range(1, 26)]
 
 
+async def test_who_waits_for_the_order_shares_the_next_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that is under way would not do: it may have looked before their events came."""
+    order_batch, begun, may_go_on = order_module._order_batch, 0, asyncio.Event()
+
+    async def order_and_wait(pool: Any) -> int:
+        nonlocal begun
+        begun += 1
+        count = await order_batch(pool)
+        if begun == 1:
+            await may_go_on.wait()
+        return count
+
+    monkeypatch.setattr(order_module, "_order_batch", order_and_wait)
+    first = asyncio.create_task(database.order_events())
+    await until(lambda: begun == 1)
+    await database.write(events.insert, [event(1)])
+    waiting = [asyncio.create_task(database.order_events()) for _ in range(20)]
+    await asyncio.sleep(0)  # noqa: TID251  they wait
+    waiting[0].cancel()  # It would have been the next, and does not keep the others from it.
+    may_go_on.set()
+    await asyncio.gather(first, *waiting[1:])
+    async with connected(database) as connection:
+        assert await seqs(connection) == [1]
+    assert begun == 2
+    await database.order_events()
+    assert begun == 3
+
+
 async def test_who_cleans_orders_the_events_that_nobody_reads(database: Database) -> None:
     await database.write(events.insert, [event(1)])
     await retention.run_due(database, retention.Sweep(), 30, START)
@@ -217,7 +248,7 @@ async def test_the_sweep_goes_on_while_the_events_cannot_be_ordered_in_time(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Order, "extend", hang)
-    monkeypatch.setattr(database_module, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(database, "order_events", partial(database.order_events, 0.05))
     sweep = retention.Sweep()
     await retention.run_due(database, sweep, 30, START)
     assert sweep.fold_at > START, "the usage was not added up"
@@ -230,7 +261,7 @@ async def test_a_copy_waits_until_all_events_are_ordered(
     await database.write(events.insert, [event(1)])
     monkeypatch.setattr(database_module, "READ_SECONDS", 0)
     async with connected(database) as connection:
-        await PostgresSide("a server", connection, database).tables()
+        await PostgresSide("a server", connection, database).prepare()
         assert await seqs(connection) == [1]
 
 

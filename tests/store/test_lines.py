@@ -212,6 +212,25 @@ async def test_looks_that_run_nothing_change_no_turn(waiting: Lines) -> None:
     assert taken["a", "light"] == taken["b", "light"] == lines.GROUP_MAX // 2
 
 
+async def test_what_turns_out_heavy_before_it_is_put_back_gives_no_other_tenant_an_earlier_turn(
+    waiting: Lines,
+) -> None:
+    """The light line has paid for it; the heavy line is new."""
+    learn_heavy(waiting, "z")  # It is a unit that counts its rows.
+    add(waiting, "b", 2 * lines.GROUP_MAX)
+    add(waiting, "a", 20, heavy)
+    taken = waiting.take()
+    first, *others = [item for item in taken if item.unit is heavy]
+    run([first])
+    waiting.learn([first])
+    waiting.put_back(others)
+    add(waiting, "new", 2 * lines.GROUP_MAX)
+    add(waiting, "a", 2 * lines.GROUP_MAX)
+    places = counts(waiting.take())
+    assert places["new", "light"] == pytest.approx(places["b", "light"], abs=1)
+    assert places["a", "light"] > places["b", "light"] / 2, "it still pays for what has not run"
+
+
 async def test_what_has_run_is_charged_though_the_rest_is_put_back(waiting: Lines) -> None:
     add(waiting, "b", 3 * lines.GROUP_MAX)
     mine = add(waiting, "a", 100)

@@ -14,7 +14,7 @@ from service.store.postgres.side import PostgresSide
 from tests import engine
 from tests.store.test_postgres import connected, opened
 
-SHORT_SECONDS = 1.0
+SHORT_SECONDS = 2.0
 LONG = f"SELECT pg_sleep({1.5 * SHORT_SECONDS})"
 
 

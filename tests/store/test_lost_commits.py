@@ -204,10 +204,11 @@ async def test_a_journey_ends_the_same_if_every_second_commit_of_a_unit_breaks(
     if (expected := _whole.get(str(options))) is None:
         expected = await travel(tmp_path / "whole", lambda _unit: None, **options)
         assert expected["attempts counted"] == expected["webhooks"] == 23
-        _whole[str(options)] = expected
     assert await travel(tmp_path / "broken", lose, **options) == expected
+    _whole[str(options)] = expected  # One that differs from this fails no other test.
     assert commits[name], "the journey does not commit this unit"
-    assert commits.keys() <= {*UNITS}, "a unit that is not tested yet"
+    # A beat after a failure tries a commit.
+    assert commits.keys() <= {*UNITS, "_trial"}, "a unit that is not tested yet"
 
 
 async def test_what_is_stored_although_the_client_was_told_otherwise_is_submitted(

@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from service.delivery import tenants
-from service.store import generations, retention, stats, subscribers
+from service.store import events, generations, retention, stats, subscribers
 from service.store.database import Row, Transaction
 from service.store.postgres import connection as postgres_connection
 from service.store.postgres import database as postgres_database
@@ -22,6 +23,7 @@ from service.store.postgres.database import Database
 from service.store.vault import Vault
 from tests import engine
 from tests.store.test_lists import generation
+from tests.store.test_postgres import connected, until_blocked
 
 pytestmark = pytest.mark.usefixtures("postgres")
 WRITERS = 8
@@ -210,3 +212,26 @@ async def test_eight_writers_that_change_the_same_generations_in_any_order_wait_
             async with asyncio.timeout(30):
                 await asyncio.gather(*writes)
         assert await read_deadlocks(tmp_path) == before
+
+
+LOCK = "SELECT id FROM events WHERE id = $1 FOR UPDATE"
+DELIVER = """
+INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, trigger)
+VALUES ('default', 'dlv_1', 'sub_1', $1, 'ping', 'replay')"""
+
+
+async def test_an_old_event_that_gets_a_delivery_while_retention_waits_for_it_stays(
+    tmp_path: Path,
+) -> None:
+    """The retention has looked at the deliveries by the time at which it waits."""
+    event = events.new_event("default", "ping", {}, None, 1_000)
+    async with opened_databases(tmp_path, 1) as [database], connected(database) as replay:
+        await database.write(events.insert, [event])
+        async with replay.transaction():
+            await replay.execute(LOCK, event.id)
+            await replay.execute(DELIVER, event.id)
+            stage = partial(retention._delete_old, "events_old", before=10**12, limit=9)
+            deleting = asyncio.ensure_future(database.write(stage, ""))
+            await until_blocked(database, deleting)
+        assert await deleting == (0, None)
+        assert await replay.fetchval("SELECT count(*) FROM events") == 1

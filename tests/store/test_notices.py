@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 
 from service.store.postgres import notices
 from service.store.postgres.notices import Notices
+from tests import engine
+from tests.logs import Console
 from tests.store.test_postgres import until
 
 
@@ -72,3 +75,39 @@ async def test_the_end_waits_for_what_is_planned_and_for_what_came_while_one_was
     async with asyncio.timeout(20):
         await closing
     assert pool.sent == [{1}, {2, 3}]
+
+
+async def test_a_schema_with_a_long_name_has_a_channel(postgres: engine.Schemas) -> None:
+    heard = asyncio.get_running_loop().create_future()
+    connection = await asyncpg.connect(postgres.url)
+    try:
+        async with connection.transaction():
+            name = "s" * 63
+            await connection.execute(f"CREATE SCHEMA {name}; SET LOCAL search_path TO {name}")
+            channel = await connection.fetchval(f"SELECT {notices.CHANNEL}")
+            await connection.execute(notices._NOTIFY, "5")
+            await connection.execute(f"DROP SCHEMA {name}")
+            await connection.add_listener(channel, lambda *args: heard.set_result(args[3]))
+        async with asyncio.timeout(60):
+            assert await heard == "5"
+    finally:
+        await connection.close()
+
+
+async def test_a_notice_that_the_server_refuses_keeps_no_other_from_being_sent(
+    pool: BusyPool, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    async def refuse(_sql: str, _mask: str) -> None:
+        raise asyncpg.InvalidParameterValueError("channel name too long")
+
+    console.configure("warning")
+    monkeypatch.setattr(notices, "NOTICE_SECONDS", 0)
+    pool.free.set()
+    sender = Notices()
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "execute", refuse)
+        await plan(sender, pool, 1)
+    await plan(sender, pool, 2)
+    await sender.close(pool)  # type: ignore[arg-type]
+    assert pool.sent == [{2}]
+    assert [line["event"] for line in console.lines()] == ["notice.failed"]

@@ -18,6 +18,10 @@ from service.store.postgres import database as database_module
 from service.store.postgres.connection import COMMAND_SECONDS
 from tests import engine
 
+BLOCKED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+
 
 @pytest.fixture
 async def database(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Database]:
@@ -59,6 +63,13 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not is_true():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0)  # noqa: TID251
+
+
+async def until_blocked(database: Database, work: "asyncio.Future[Any]") -> None:
+    """Wait until the work is over or waits for a lock."""
+    async with connected(database) as connection, asyncio.timeout(60):
+        while not work.done() and not await connection.fetchval(BLOCKED):
+            await asyncio.wait([work], timeout=0.002)
 
 
 async def number(tx: Transaction) -> int:
@@ -256,6 +267,33 @@ async def test_an_event_that_is_committed_late_is_not_skipped(database: Database
     assert await listed(database, None) == ["evt_2", "evt_1", "evt_3"]
 
 
+async def test_a_cursor_that_is_no_event_begins_after_those_before_it(database: Database) -> None:
+    """The latest of them is committed after the events were ordered, so it has no `seq` yet."""
+    await database.write(events.insert, [event("1"), event("2")])
+    await database.order_events()
+    await database.write(events.insert, [event("3")])
+    page = pages.Page(after="evt_4", ascending=True)
+    rows, _ = await database.search("t", events.list_page, page, "t", None, None)
+    assert rows == []
+
+
+async def test_reads_of_a_database_that_is_closed_fail_as_storage_does(
+    database: Database,
+) -> None:
+    """A request may outlive the stop of its process."""
+    await database.close()
+    for read in (
+        database.read(number),
+        database.search("t", number),
+        database.order_events(),
+        database.schema_problem(),
+    ):
+        with pytest.raises(StorageError):
+            await read
+    await database.open()
+    assert await database.read(number) == 0
+
+
 async def test_two_schemas_of_one_database_do_not_see_each_other(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:
@@ -277,7 +315,8 @@ async def test_a_schema_of_a_newer_genhook_is_refused(database: Database) -> Non
             with pytest.raises(StorageError, match="made by a newer genhook"):
                 await database.migrate()
         finally:
-            await connection.execute("UPDATE schema_version SET number = 1")
+            latest = database.schema_version
+            await connection.execute("UPDATE schema_version SET number = $1", latest)
 
 
 async def test_rows_of_one_insert_are_stored_by_one_execution(database: Database) -> None:

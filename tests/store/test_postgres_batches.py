@@ -12,7 +12,7 @@ from service.store import deliveries, write_queue, writes
 from service.store.database import Transaction
 from service.store.postgres import Database
 from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
-from service.store.postgres.transaction import ROWS_MAX, TooManyRowsError
+from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError
 from service.store.postgres.transaction import Transaction as PostgresTransaction
 from tests.store.test_postgres import database, increment, number, until
 
@@ -118,30 +118,30 @@ async def test_a_batch_of_too_many_rows_runs_with_fewer_items_and_the_others_lat
     writes = [fan.write(database, "t", 1_000) for _ in range(100)]
     assert await asyncio.gather(*writes) == ["t"] * 100
     assert fan.tries[0] == 100
-    assert max(map(len, fan.batches)) * 1_000 <= ROWS_MAX
+    assert max(map(len, fan.batches)) * 1_000 <= CHARGED_MAX
     assert fan.tries[-10:] == [1] * 10  # By then it is known how many rows each writes.
 
 
 async def test_a_batch_that_charges_item_by_item_is_tried_a_few_times(database: Database) -> None:
-    """Its unit ends just above ROWS_MAX each time, so it never tells how many rows it has."""
+    """Its unit ends just above CHARGED_MAX each time, so it never tells how many rows it has."""
     fan = Fan()
     tenants = [f"t{number}" for number in range(500)]
     writes = [fan.write(database, tenant, 11) for tenant in tenants]
     assert await asyncio.gather(*writes) == tenants
     assert len(fan.tries) - len(fan.batches) == 1
-    assert max(map(len, fan.batches)) * 11 <= ROWS_MAX
+    assert max(map(len, fan.batches)) * 11 <= CHARGED_MAX
 
 
 async def test_a_batch_is_charged_for_all_tenants_before_it_ends() -> None:
     of_ping: dict[str, Any] = {"type": "ping", "generation_id": None, "created_at": 0, "body": b""}
     events = [Event(id=f"evt_{n}", tenant=f"t{n}", **of_ping) for n in range(100)]
     nobody: Any = None  # It ends before it makes a delivery for a subscriber.
-    targets = [(event, nobody, 0) for event in events for _ in range(ROWS_MAX // 50)]
+    targets = [(event, nobody, 0) for event in events for _ in range(CHARGED_MAX // 50)]
     tx = PostgresTransaction(None, 0, frozenset())
     tx.has_many_items = True
     with pytest.raises(TooManyRowsError) as raised:
         await deliveries.insert(tx, targets)
-    assert raised.value.rows == 2 * ROWS_MAX
+    assert raised.value.rows == 2 * CHARGED_MAX
 
 
 async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: Database) -> None:
@@ -154,7 +154,7 @@ async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: 
 
 async def test_one_item_may_write_more_rows_than_a_batch(database: Database) -> None:
     fan = Fan()
-    writes = [fan.write(database, "t", 2 * ROWS_MAX) for _ in range(3)]
+    writes = [fan.write(database, "t", 2 * CHARGED_MAX) for _ in range(3)]
     assert await asyncio.gather(*writes) == ["t"] * 3
     assert [len(batch) for batch in fan.batches] == [1] * 3
 
@@ -170,16 +170,30 @@ async def test_tenants_have_turns_by_the_rows_that_their_units_write(database: D
     assert fan.batches[0].count("few") == 50
 
 
+class Hanging:
+    """A unit that hangs until `may_end` is set, as one that waits for a row."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+
+    async def unit(self, _tx: Transaction) -> None:
+        self.begun += 1
+        await self.may_end.wait()
+
+    async def begin(self, database: Database, count: int) -> list[Any]:
+        """Let so many of these units hang in their transactions."""
+        total = self.begun + count
+        writes = [database.write(self.unit) for _ in range(count)]
+        await until(lambda: self.begun == total)
+        return writes
+
+
 @pytest.fixture
-async def hang() -> AsyncIterator[Any]:
-    """A unit that hangs until the end of the test, as one that waits for a row."""
-    may_end = asyncio.Event()
-
-    async def hang(_tx: Transaction) -> None:
-        await may_end.wait()
-
-    yield hang
-    may_end.set()
+async def hanging() -> AsyncIterator[Hanging]:
+    hanging = Hanging()
+    yield hanging
+    hanging.may_end.set()
 
 
 async def give_up(*writes: Any) -> None:
@@ -188,71 +202,74 @@ async def give_up(*writes: Any) -> None:
     assert [type(result) for result in results] == [StorageBusyError] * len(writes)
 
 
-@pytest.fixture
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 0.05)
+async def refuse(database: Database, *writes: Any) -> None:
+    """Let the time pass after which no caller waits, and expect that these have been refused."""
+    loop = asyncio.get_running_loop()
+    with pytest.MonkeyPatch.context() as patched:
+        later = loop.time() + write_queue.WAIT_SECONDS
+        patched.setattr(loop, "time", lambda: later)
+        database._queue.end_waits()
+    await give_up(*writes)
 
 
 async def test_commits_that_hang_refuse_no_write_while_a_writer_is_free(
-    database: Database, hang: Any
+    database: Database, hanging: Hanging
 ) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
-        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX - 1)))
+    await refuse(database, *await hanging.begin(database, WRITERS_MAX - 1))
     assert database._queue.is_stalled
     assert await database.write(increment) == 0
     assert await database.write_problem() is None
 
 
 async def test_a_commit_that_hangs_is_no_problem_beside_one_that_ended_later(
-    database: Database, hang: Any, monkeypatch: pytest.MonkeyPatch
+    database: Database, hanging: Hanging
 ) -> None:
-    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 1.0)
-    hanging = database.write(hang)
-    await until(lambda: bool(database._commits))
+    [write] = await hanging.begin(database, 1)
     assert await database.write(increment) == 0
-    await give_up(hanging)
+    await refuse(database, write)
     assert not database._queue.is_stalled
 
 
 async def test_readiness_tries_a_commit_while_others_hang_and_a_writer_is_free(
-    database: Database, hang: Any, short_wait: None, monkeypatch: pytest.MonkeyPatch
+    database: Database, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await database.write(increment) == 0
-    monkeypatch.setattr(writes, "_touch", hang)
-    await give_up(database.write(hang))
-    assert await database.write_problem() == write_queue.STALLED
-    assert len(database._commits) == 2
+    await refuse(database, *await hanging.begin(database, 1))
+    monkeypatch.setattr(writes, "_trial", hanging.unit)
+    trial = asyncio.ensure_future(database.write_problem())
+    await until(lambda: hanging.begun == 2)
+    await refuse(database)
+    assert await trial == write_queue.STALLED
 
 
-async def test_writes_are_refused_while_every_writer_hangs(database: Database, hang: Any) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write_queue, "WAIT_SECONDS", 0.05)
-        await give_up(*(database.write(hang) for _ in range(WRITERS_MAX)))
+async def test_writes_are_refused_while_every_writer_hangs(
+    database: Database, hanging: Hanging
+) -> None:
+    await refuse(database, *await hanging.begin(database, WRITERS_MAX))
     with pytest.raises(StorageBusyError, match="in time"):
         database.write(increment)
     assert await database.write_problem() == write_queue.STALLED
 
 
 async def test_what_is_never_given_up_hides_no_writers_that_hang(
-    database: Database, hang: Any, short_wait: None
+    database: Database, hanging: Hanging
 ) -> None:
     """Upstream's answers to submissions wait for as long as it takes."""
-    always: list[Any] = [database.write_always(hang) for _ in range(WRITERS_MAX)]
-    await until(lambda: len(database._commits) == WRITERS_MAX)
-    await give_up(database.write(increment))
+    always: list[Any] = [database.write_always(hanging.unit) for _ in range(WRITERS_MAX)]
+    await until(lambda: hanging.begun == WRITERS_MAX)
+    await refuse(database, database.write(increment))
     with pytest.raises(StorageBusyError, match="in time"):
         database.write(increment)
     assert not any(write.done() for write in always)
 
 
 async def test_a_unit_whose_batches_all_hang_is_refused_while_nothing_is_committed(
-    database: Database, short_wait: None
+    database: Database,
 ) -> None:
     """Callbacks alone never use every writer."""
     held = Held()
     try:
-        await give_up(*await fill(database, held))
+        await refuse(database, *await fill(database, held))
         with pytest.raises(StorageBusyError, match="in time"):
             database.write_batched(held.unit, "refused")
         assert await database.write(increment) == 0
@@ -260,12 +277,47 @@ async def test_a_unit_whose_batches_all_hang_is_refused_while_nothing_is_committ
         held.may_end.set()
 
 
-async def test_writes_go_on_once_a_commit_ends(database: Database, short_wait: None) -> None:
+async def test_writes_go_on_once_a_commit_ends(database: Database) -> None:
     held = Held()
     try:
-        await give_up(*await fill(database, held))
+        await refuse(database, *await fill(database, held))
         assert database._queue.is_stalled
     finally:
         held.may_end.set()
     await until(lambda: not database._queue.is_stalled)
     assert await database.write_batched(held.unit, "stored") == "stored"
+
+
+async def test_units_whose_callers_were_refused_before_they_began_never_run(
+    database: Database, hanging: Hanging
+) -> None:
+    """They are taken from the queue, and wait for a writer."""
+    writes = [database.write(hanging.unit, held_bytes=1) for _ in range(20)]
+    await until(lambda: hanging.begun == WRITERS_MAX)
+    assert database.queued == 0
+    await refuse(database, *writes)
+    hanging.may_end.set()
+    await database._queue.settle()
+    assert await database.write(increment) == 0
+    assert hanging.begun == WRITERS_MAX
+    assert database._queue._held_bytes == 0
+
+
+async def test_items_of_a_batch_that_fails_after_they_were_refused_are_not_run_one_by_one(
+    database: Database,
+) -> None:
+    batches: list[list[int]] = []
+    may_end = asyncio.Event()
+
+    async def unit(_tx: Transaction, names: Sequence[int]) -> list[int]:
+        batches.append(list(names))
+        await may_end.wait()
+        raise LookupError
+
+    writes = [database.write_batched(unit, n) for n in range(3)]
+    await until(lambda: bool(batches))
+    await refuse(database, *writes)
+    may_end.set()
+    await database._queue.settle()
+    assert await database.write(increment) == 0
+    assert batches == [[0, 1, 2]]

@@ -73,7 +73,8 @@ async def test_no_connection_to_a_server_that_hangs_is_used_after_the_first_has_
 ) -> None:
     first, second = pair
     url = f"postgresql://postgres@{first.host},{second.host}/postgres"
-    monkeypatch.setattr(connection, "COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 6.0)
+    monkeypatch.setattr(connection, "COMMAND_SECONDS", 3.0)
     monkeypatch.setattr(engine, "database_of", lambda _path: url)
     async with opened(tmp_path, callback_trust="body") as world:
         await world.generate()
@@ -97,7 +98,7 @@ def deaf() -> Iterator[socket.socket]:
 async def test_a_server_that_says_nothing_is_passed_over_and_asked_last_from_then_on(
     postgres: engine.Schemas, deaf: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 3.0)
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 12.0)  # It waits for half of it.
     parts = urlsplit(postgres.url)
     [folder], port = parse_qs(parts.query)["host"], deaf.getsockname()[1]
     url = parts._replace(query=f"host=127.0.0.1,{folder}&port={port},5432").geturl()

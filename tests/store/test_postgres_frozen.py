@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.model.errors import StorageError
-from service.store.postgres import Database
+from service.store.postgres import Database, ownership
 from service.store.shards import NONE
 from tests.faults import DelayedAnswer
 from tests.harness import opened
@@ -76,9 +76,10 @@ async def test_a_server_that_ends_every_connection_is_not_asked_for_ever(
 @pytest.mark.usefixtures("postgres")
 @pytest.mark.parametrize("is_lost", [True, False])
 async def test_an_answer_to_a_question_of_a_session_that_was_lost_is_not_recorded(
-    tmp_path: Path, *, is_lost: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_lost: bool
 ) -> None:
     """The process was frozen: who has the shard now has asked itself."""
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 3_600)  # One would find the shards still held.
     async with opened(tmp_path) as world:
         generation = await world.generate()
         delayed = DelayedAnswer(httpx.ReadTimeout("no answer in time"))

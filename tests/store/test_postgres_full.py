@@ -12,6 +12,7 @@ from tests import engine, servers
 from tests.harness import opened
 from tests.store.test_postgres_restart import until_delivered, until_stored
 
+CONNECTIONS = 20
 TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE application_name LIKE 'genhook%'"""
@@ -19,12 +20,12 @@ WHERE application_name LIKE 'genhook%'"""
 
 @pytest.fixture
 async def server(postgres: engine.Schemas) -> AsyncIterator[servers.Server]:
-    """A server that allows 20 connections."""
+    """A server that allows few connections."""
     programs, owner = servers.of_package(postgres)
     with servers.folders("full", owner, 1) as [folder]:
         started = servers.Server(programs, folder)
         started.create()
-        started.start(max_connections="20")
+        started.start(max_connections=str(CONNECTIONS))
         yield started
         await asyncio.to_thread(started.stop)
 
@@ -51,7 +52,8 @@ class Others:
         """Take what is free, and what the service has, until it has none and none is free."""
         async with asyncio.timeout(60):
             await self._take()
-            while await self._connections[0].fetchval(TERMINATE):
+            while len(self._connections) < CONNECTIONS:
+                await self._connections[0].execute(TERMINATE)
                 await self._take()
 
     async def _take(self) -> None:

@@ -59,7 +59,7 @@ async def connection(url: str) -> AsyncIterator[Any]:
 async def explain(connection: Any, name: str) -> str:
     """Return the plan of a named statement for any values, with its locks if it has any."""
     statement = statements()[name]
-    sql = statement.sql + (f" FOR UPDATE OF {statement.locked}" if statement.locked else "")
+    sql = statement.sql + (f" FOR UPDATE OF {tables}" if (tables := statement.lock.tables) else "")
     await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE it AS {sql}")
     count = len(set(re.findall(r"\$\d+", sql)))
     values = f"({', '.join(['NULL'] * count)})" if count else ""

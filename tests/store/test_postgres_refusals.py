@@ -1,5 +1,6 @@
 """What PostgreSQL refuses: a sentence for people, and no harm to others."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from service.cli import main
 from service.model.errors import SearchTooLongError, StorageError
+from service.store import writes
 from service.store.postgres import Database, reads
 from tests import engine
 from tests.cli.test_serve import KEYS
@@ -56,16 +58,53 @@ async def test_what_is_too_large_for_the_server_is_the_units_own_failure(
     assert await database.write_problem() is None
 
 
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        ("TABLE exchanges RENAME TO gone", "TABLE gone RENAME TO exchanges"),
+        (
+            "TABLE exchanges RENAME generation_id TO gone",
+            "TABLE exchanges RENAME gone TO generation_id",
+        ),
+        ("FUNCTION shard_of RENAME TO gone", "FUNCTION gone RENAME TO shard_of"),
+    ],
+)
+async def test_what_the_schema_lacks_is_its_fault_and_upstreams_answer_waits_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, change: str, undo: str
+) -> None:
+    async def unit(tx: Any) -> Any:
+        await tx.all("replays_due", now=0, limit=1)
+        return await tx.run("exchanges_delete", id="gen_1", most=1)
+
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0.01)
+    async with connected(database) as connection:
+        await connection.execute(f"ALTER {change}")
+        try:
+            for call in (database.write, database.read):
+                with pytest.raises(StorageError, match="does not exist"):
+                    await call(unit)
+            always = database.write_always(unit)
+            with pytest.raises(StorageError):
+                await database.write(unit)
+        finally:
+            await connection.execute(f"ALTER {undo}")
+        async with asyncio.timeout(60):
+            assert await always == 0
+
+
 async def test_a_search_that_waits_for_a_lock_is_not_said_to_look_at_too_much(
-    database: Database,
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unit(tx: Any) -> Any:
         return await tx.select("SELECT id FROM events LIMIT 1", {})
 
     async with connected(database) as other, other.transaction():
         await other.execute("LOCK TABLE events")
-        with pytest.raises(StorageError) as caught:
-            await database.search("default", unit)
+        with monkeypatch.context() as patched:
+            patched.setattr(reads, "LOCK_SECONDS", 0.1)
+            patched.setattr(reads, "SEARCH_SECONDS", 4)
+            with pytest.raises(StorageError) as caught:
+                await database.search("default", unit)
     assert not isinstance(caught.value, SearchTooLongError)
     assert await database.search("default", unit) == []
 

@@ -12,8 +12,10 @@ import pytest
 from service.model.errors import StorageBusyError, StorageError
 from service.store import write_queue as queue_module
 from service.store import writes
+from service.store.item import Item
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
+from service.store.write_queue import Queue
 
 
 @pytest.fixture
@@ -93,10 +95,28 @@ async def test_nobody_waits_for_a_disk_that_hangs(
         assert database.queued == 1
     assert await always == 1
     assert await revision(database) == 2, "a unit that was given up in the queue has run"
-    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 5)
+    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 60)
     assert await database.write(write) == 1
     assert await database.write_problem() is None
     assert database._queue._held_bytes == 0
+
+
+async def test_who_was_refused_does_not_go_back_into_the_queue() -> None:
+    queue = Queue(items_max=10)
+    refused, waiting = [Item(write, (), held_bytes=1) for _ in range(2)]
+    queue.put(refused)
+    queue.put(waiting)
+    taken = queue.take()
+    refused.ends_at = 0
+    queue.end_waits()
+    queue.put_back(taken)
+    assert [*queue.take()] == [waiting]
+    queue.finish([waiting])
+    with pytest.raises(StorageBusyError):
+        await refused.future
+    await queue.settle()
+    assert (len(queue), queue._held_bytes) == (0, 0)
+    queue.clear()
 
 
 async def test_a_failed_commit_is_told_and_a_later_one_tried(
@@ -106,6 +126,7 @@ async def test_a_failed_commit_is_told_and_a_later_one_tried(
     await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
     assert await database.write_problem() is None, "a commit is tried though one was just made"
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(writes, "FAILING_SECONDS", 3_600)
     assert "readonly" in str(await database.write_problem())
     await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
     assert await database.write(write) == 1
@@ -162,7 +183,7 @@ async def test_a_trial_that_fails_is_told_whatever_its_error_is(
         raise error
 
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(writes, "_touch", touch)
+    monkeypatch.setattr(writes, "_trial", touch)
     assert "odd" in str(await database.write_problem())
 
 
@@ -176,7 +197,7 @@ async def test_those_who_ask_together_share_a_trial(
         raise StorageError("failing")
 
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(writes, "_touch", touch)
+    monkeypatch.setattr(writes, "_trial", touch)
     problems = await asyncio.gather(*(database.write_problem() for _ in range(5)))
     assert problems == ["failing"] * 5
     assert len(trials) == 1

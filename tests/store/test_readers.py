@@ -46,7 +46,7 @@ class Hold:
         self.release = self._released.set
 
     def __call__(self, _connection: sqlite3.Connection) -> str:
-        assert self._released.wait(10)
+        assert self._released.wait(60)
         return "held"
 
 

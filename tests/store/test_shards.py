@@ -1,5 +1,6 @@
 """Shards: how workers share them, what makes one lose them, and who is replaced."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ import asyncpg
 import pytest
 
 from service.model.errors import StorageError
+from service.store import writes
+from service.store.database import Transaction
 from service.store.postgres import Database, ShardLocks, locks, ownership
 from service.store.shards import ALL, SHARDS, choose_surplus, shard_of, share_of
-from tests import engine
-from tests.store.test_postgres import connected, kill_all, opened, until
+from tests import engine, limits
+from tests.store.test_postgres import connected, kill_all, opened, until, until_blocked
 
 ROUNDS = 4  # Beats of each after which the shares are even.
 
@@ -170,21 +173,58 @@ async def test_shards_are_not_valid_for_long_after_the_last_beat(database: Datab
         assert worker.is_held
         await worker.beat()
         assert (worker.shards, database.holds("sub_1")) == (ALL, True)
-    assert ownership.VALID_SECONDS < locks.SILENT_SECONDS
+
+
+def test_shards_are_invalid_before_others_may_have_them() -> None:
+    """As the service has it: the limits of the tests are others."""
+    postgres = "service.store.postgres"
+    valid_seconds = limits.OWN[f"{postgres}.ownership.VALID_SECONDS"]
+    assert valid_seconds < limits.OWN[f"{postgres}.locks.SILENT_SECONDS"]
 
 
 async def test_a_worker_that_cannot_commit_shows_no_sign_of_life(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> str:
-        return "the disk is full"
+    async def fail(_tx: Transaction) -> None:
+        raise ConnectionResetError("the server is gone")
 
     clock = Seconds()
     async with working(database, clock=clock) as worker:
-        monkeypatch.setattr(database, "write_problem", fail)
+        assert await database.commit_problem() is None
+        monkeypatch.setattr(writes, "_trial", fail)
+        with pytest.raises(StorageError):
+            await database.write(fail)
         clock.now += ownership.VALID_SECONDS
         await worker.beat()
         assert worker.shards == frozenset()
+
+
+async def test_a_worker_that_can_commit_beats_though_a_commit_has_just_failed(
+    database: Database,
+) -> None:
+    """One connection was lost, or one item fails again and again."""
+
+    async def fail(_tx: Transaction) -> None:
+        raise ConnectionResetError("the connection is gone")
+
+    clock = Seconds()
+    async with working(database, clock=clock) as worker:
+        always = asyncio.ensure_future(database.write_always(fail))
+        with pytest.raises(StorageError):
+            await database.write(fail)
+        clock.now += ownership.VALID_SECONDS
+        await worker.beat()
+        assert worker.shards == ALL
+        always.cancel()
+
+
+async def test_a_trial_commit_waits_for_no_row_that_others_have_locked(database: Database) -> None:
+    async with connected(database) as connection, connection.transaction():
+        await connection.execute("SELECT * FROM revisions FOR UPDATE")
+        trial = asyncio.ensure_future(database.commit_problem())
+        await until_blocked(database, trial)
+        assert trial.done()
+        assert trial.result() is None
 
 
 async def test_a_worker_that_went_silent_is_replaced_with_all_its_connections(
@@ -212,6 +252,8 @@ async def test_a_worker_that_went_silent_is_replaced_with_all_its_connections(
 async def test_a_worker_that_was_silent_itself_replaces_nobody(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
     clock = Seconds()
     async with working(database, clock=clock) as worker:
         view = locks.View(

@@ -89,7 +89,7 @@ async def test_only_the_units_that_fail_are_rolled_back(database: Database) -> N
         await database.write(put, "before")
     assert results[0] == results[3] == 1
     assert isinstance(results[1], LookupError)
-    assert isinstance(results[2], (StorageError, asyncpg.UndefinedTableError))
+    assert isinstance(results[2], StorageError), "the database lacks the table"
     assert await database.read(names_in) == ["after", "before"]
 
 

@@ -130,6 +130,13 @@ def test_what_libraries_log_comes_out_in_the_same_lines(
     assert line["event"] == "odd: [redacted]"
 
 
+def test_a_library_whose_arguments_do_not_fit_its_line_goes_on(console: Console) -> None:
+    console.configure("info")
+    logging.getLogger("some.library").warning("%d left", "Bearer abc.def")
+    [line] = console.lines()
+    assert line["event"] == "%d left ('[redacted]',)"
+
+
 def test_lines_below_the_level_are_left_out(console: Console) -> None:
     console.configure("warning")
     log.get().info("quiet")

@@ -41,6 +41,7 @@ def test_a_signed_url_says_when_it_expires(query: str) -> None:
         "https://cdn.example/a.png?expires=",
         "https://cdn.example/a.png?expires=soon",
         "https://cdn.example/a.png?expires=0",
+        "https://cdn.example/a.png?expires=3600",
         "https://cdn.example/a.png?expires=99999999999999",
         "https://cdn.example/a.png?X-Amz-Expires=60",
         "https://cdn.example/a.png?X-Amz-Date=today&X-Amz-Expires=60",

@@ -1,6 +1,7 @@
 """Reads links, codes, envelopes and odd characters of strangers: the rules of reading."""
 
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -360,6 +361,12 @@ def test_a_place_names_no_task_where_the_body_does_or_upstream_refused() -> None
         assert read_place(201, {"location": path}, {}) == "lost"
     assert read_place(500, {"x-run-id": "n1_a"}, {}) == "lost"
     assert read_place(422, headers, {"error": "no"}) == "refused"
+
+
+@pytest.mark.parametrize("text", ["..", ".", "x" * 513])
+def test_headers_name_no_task_that_no_path_can_hold(text: str) -> None:
+    for headers in ({"x-task-id": text}, {"location": f"/v1/tasks/{quote(text, safe='')}"}):
+        assert read_place(201, headers, {}) == "lost"
 
 
 def read_place(status: int, headers: dict[str, str], body: Any, request: bytes = b"") -> str | None:

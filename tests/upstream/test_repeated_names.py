@@ -103,3 +103,36 @@ def test_a_body_with_an_odd_value_and_each_name_once_is_proof(value: bytes) -> N
     report = wire.read_callback(body)
     assert report is not None
     assert report.is_proof
+
+
+HELD = '{"task_id":"t","output":{"url":"https://cdn.test/1.png"},"status":"failed"%s}'
+
+
+def within(text: str) -> list[bytes]:
+    """Return bodies that hold the task as JSON in a text."""
+    escaped = json.dumps(text).replace("{", "\\u007b").replace('\\"', "\\u0022")
+    held = [{"data": text}, {"data": json.dumps({"output": text})}, {"output": [text]}]
+    return [*map(msgspec.json.encode, held), f'{{"data":{escaped}}}'.encode()]
+
+
+@pytest.mark.parametrize("body", within(HELD % ',"status":"completed"'))
+def test_a_name_twice_in_a_text_that_is_read_is_noticed(body: bytes) -> None:
+    report = wire.read_callback(body)
+    assert report is not None
+    assert (report.task_id, report.is_proof) == ("t", False)
+
+
+@pytest.mark.parametrize("body", within(HELD % ""))
+def test_a_text_that_gives_each_name_once_is_proof(body: bytes) -> None:
+    report = wire.read_callback(body)
+    assert report is not None
+    assert (report.state, report.is_proof) == ("failed", True)
+
+
+def test_a_body_with_more_texts_of_json_than_are_looked_at_is_no_proof() -> None:
+    for count in (wire.JSON_TEXTS_MAX - 1, wire.JSON_TEXTS_MAX, wire.JSON_TEXTS_MAX * 2):
+        report = wire.read_callback(
+            msgspec.json.encode({"data": HELD % "", "x": ['{"a":1}'] * count})
+        )
+        assert report is not None
+        assert report.is_proof == (count < wire.JSON_TEXTS_MAX)

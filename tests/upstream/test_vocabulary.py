@@ -1,12 +1,13 @@
 """Every word and code of the tables, in a body of the provider that its source describes."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from service.upstream import vocabulary, wire
+from service.upstream import nouns, vocabulary, wire
 from tests.upstream.test_wire import JSON, read_accepted, read_poll, read_rejected
 
 URL = "https://cdn.example/out/1.mp4"
@@ -191,3 +192,14 @@ def test_a_code_that_means_again_ends_no_task_that_it_names(code: int) -> None:
     report = wire.read_callback(msgspec.json.encode(body))
     assert report
     assert not report.reports_end
+
+
+def test_no_text_longer_than_a_word_is_remembered() -> None:
+    vocabulary._plain_word.cache_clear()
+    body = {"data": {"task_id": "t", "status": "x" * 10_000, "error": "y" * 10_000}}
+    wire.read_callback(msgspec.json.encode(body))
+    wire.read_create(500, JSON, msgspec.json.encode({"z" * 10_000: 1, **body}))
+    gc.collect()
+    remembered = [*gc.get_referents(vocabulary._plain_word), *gc.get_referents(nouns.names_job)]
+    texts = [text for value in remembered for text in gc.get_referents(value)]
+    assert not [text for text in texts if isinstance(text, str) and len(text) > 200]

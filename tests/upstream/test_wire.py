@@ -1,7 +1,7 @@
 """Reads every body that API in One, or a provider it resells, is known to send."""
 
 import base64
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -190,7 +190,9 @@ def test_a_client_error_is_never_sent_again(status: int) -> None:
 def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     headers = {"retry-after": "7"}
     answer = wire.read_create(status, headers, b"busy")
-    assert answer == NoReport("put_off", status, f"HTTP {status}: busy", "7", str(status))
+    by: Literal["status"] | None = "status" if status == 429 else None
+    message = f"HTTP {status}: busy"
+    assert answer == NoReport("put_off", status, message, "7", str(status), throttled_by=by)
     assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
 
 
@@ -298,9 +300,9 @@ def test_an_unknown_task_is_not_found() -> None:
 
 def test_a_throttled_answer_has_its_retry_after() -> None:
     answer = wire.read_poll(429, {"retry-after": "3"}, b"")
-    assert answer == NoReport("throttled", retry_after="3")
+    assert answer == NoReport("throttled", retry_after="3", throttled_by="status")
     answer = wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}')
-    assert answer == NoReport("throttled", of_body=True)
+    assert answer == NoReport("throttled", throttled_by="body")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_a_throttled_answer_has_its_retry_after() -> None:
         (302, b"", NoReport("unwell", 302, "HTTP 302: upstream is at another address")),
         (200, b"<html>", NoReport("unwell", 200, "the answer is not a JSON object: <html>")),
         (200, b'{"status":"error","message":"busy"}', NoReport("unwell", 200, "busy")),
-        (200, b'{"code":429,"status":"error"}', NoReport("throttled", of_body=True)),
+        (200, b'{"code":429,"status":"error"}', NoReport("throttled", throttled_by="body")),
         (200, b'{"code":401,"status":"fail","message":"no"}', NoReport("unwell", 401, "no")),
         (200, b'{"code":500,"msg":"?","data":{"taskId":"t"}}', NoReport("unwell", 500, "?")),
         (200, b'{"code":500,"msg":"oops"}', NoReport("unwell", 500, "oops")),

@@ -1,5 +1,7 @@
 """Reading arbitrary bytes never raises, never invents an outcome, and keeps its limits."""
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -7,6 +9,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from service.generations import ingest
+from service.telemetry.redact import Redactor
 from service.upstream import contents, documents, lenient, links, scalars, vocabulary, wire
 
 NAMES = """
@@ -34,11 +38,17 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6),
     max_leaves=24,
 )
+# What URLs are made of, where they are read piece by piece.
+PIECES = """
+    / // : https: [ ] @ # % %2e .. \\ ? = & a.png cdn.test \u2100 :99999 data:, ?Expires= &se= 0
+    x-amz-date= &x-amz-expires= 20260101T000000Z 9999999999999999999999999
+"""
+ODD_TEXTS = st.lists(st.sampled_from([*PIECES.split(), " "]), max_size=5).map("".join)
 BODIES = st.dictionaries(KEYS, VALUES, max_size=8) | st.lists(VALUES, max_size=4)
 STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503]) | st.integers()
 HEADERS = st.dictionaries(
-    st.sampled_from(["content-type", "retry-after", "x"]),
-    st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
+    st.sampled_from(["content-type", "retry-after", "x", "location", "x-task-id"]),
+    st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json", "..", "x" * 513]),
 )
 UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
     lambda word: word.strip() != "" and vocabulary.state_of(word) is None
@@ -49,6 +59,12 @@ def nested(count: int, opening: bytes, closing: bytes) -> bytes:
     return opening * count + b"1" + closing * count
 
 
+CONTEXT: Any = SimpleNamespace(
+    redactor=Redactor(["a-secret-of-ours"], "https://genhook.test"),
+    settings=SimpleNamespace(upstream_url="https://upstream.test/api/v1"),
+)
+
+
 def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
     assert isinstance(created, wire.Answer)
@@ -56,8 +72,13 @@ def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     assert isinstance(answer, wire.Answer)
     report = wire.read_callback(body)
     assert report is None or isinstance(report, wire.Report)
-    for value in (created, answer, report):
+    reports = [each for each in (created, answer, report) if isinstance(each, wire.Report)]
+    ids = {id_ for each in reports for id_ in each.other_ids(None)}
+    assert ids == {scalars.id_of(id_) for id_ in ids}
+    for value in (created, answer, report, *(each.possible for each in reports)):
         msgspec.json.encode(value)
+        if value is not None:
+            msgspec.json.encode(ingest.update_of(CONTEXT, value))
 
 
 @given(STATUSES, HEADERS, st.binary(max_size=64))
@@ -71,6 +92,20 @@ def test_no_bytes_make_reading_raise(status: int, headers: dict[str, str], body:
 @example(200, {}, {"status": "SUCCESS", "output": {"url": "https://a.test", "expires_at": 1e300}})
 def test_no_json_makes_reading_raise(status: int, headers: dict[str, str], body: Any) -> None:
     read_everything(status, headers, msgspec.json.encode(body))
+
+
+@given(ODD_TEXTS)
+@example("//[x/2.png")
+@example("//a]b")
+@example("//\u2100.com/2.png")
+@example("//[Verse] A harbour")
+def test_no_text_where_a_file_belongs_makes_reading_raise_or_hides_a_file(text: str) -> None:
+    output = [text, "https://cdn.test/1.png"]
+    body = {"data": {"task_id": "t", "status": "SUCCESS", "url": text, "output": output}}
+    read_everything(200, {}, msgspec.json.encode(body))
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report is not None
+    assert output[1] in [file.url for file in report.files]
 
 
 @pytest.mark.parametrize("count", [65, 500, 5_000, 50_000])
@@ -150,3 +185,26 @@ def test_a_task_id_is_any_text_up_to_its_limit(task_id: str) -> None:
     is_usable = task_id.strip() != "" and len(task_id) <= scalars.MAX_ID_CHARS
     is_usable = is_usable and task_id not in {".", ".."}
     assert report.task_id == (task_id if is_usable else None)
+
+
+def spellings_of_task_id(count: int) -> list[str]:
+    """Names of a task's id that differ in case and separators only."""
+    upper = itertools.product((False, True), repeat=6)
+    separators = itertools.product(("", "_", "-"), repeat=6)
+    names = (
+        "".join(
+            (letter.upper() if is_upper else letter) + separator
+            for letter, is_upper, separator in zip("taskid", uppers, separated, strict=True)
+        )
+        for separated, uppers in itertools.product(separators, [*upper])
+    )
+    return [*itertools.islice(names, count)]
+
+
+@pytest.mark.timeout(40)  # It takes a second; in the square of the ids it would take a minute.
+def test_the_time_grows_with_the_ids_of_a_body_and_not_with_their_square() -> None:
+    names = spellings_of_task_id(45_000)
+    task = {"status": "completed", **{name: f"t{at}" for at, name in enumerate(names)}}
+    report = wire.read_callback(msgspec.json.encode({"data": task}))
+    assert report
+    assert len(report.task_ids) == len(names)

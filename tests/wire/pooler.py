@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from tests import programs
-from tests.wire.test_deploy import free_port
+from tests.ports import free_port
 
 CONFIG = """
 [databases]

@@ -71,8 +71,9 @@ def url_of(process: "subprocess.Popen[str]") -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_serves_it_and_a_signal_ends_it(tmp_path: Path, name: str, number: int) -> None:
-    with served(tmp_path, SERVERS[name], **KEYS) as process:
-        client = httpx.Client(base_url=url_of(process), trust_env=False, timeout=20)
+    environ = {"GENHOOK_UPSTREAM_URL": "http://127.0.0.1:9/api/v1", "GENHOOK_ALLOW_HTTP": "true"}
+    with served(tmp_path, SERVERS[name], **KEYS, **environ) as process:
+        client = httpx.Client(base_url=url_of(process), trust_env=False, timeout=60)
         with client:
             ready = client.get("/readyz")
             assert (ready.status_code, ready.json()["checks"]["worker"]) == (200, "ok")
@@ -97,7 +98,8 @@ def test_uvicorn_below_a_path_takes_callbacks_and_logs_no_token(tmp_path: Path) 
     line = (*SERVERS["uvicorn, lifespan on"], "--root-path", "/gh")
     with served(tmp_path, line, **KEYS) as process:
         url = url_of(process)
-        answer = httpx.post(f"{url}/callbacks/apiinone/{TOKEN}", json={}, trust_env=False)
+        path = f"/callbacks/apiinone/{TOKEN}"
+        answer = httpx.post(f"{url}{path}", json={}, trust_env=False, timeout=60)
         assert answer.json()["code"] == "token_invalid"
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=END_SECONDS)

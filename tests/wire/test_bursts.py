@@ -130,7 +130,7 @@ async def test_a_client_that_reads_gets_a_large_answer_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(readers, "TAKEN_BYTES_MIN", 1)
-    async with serving(large, body_seconds=0.5) as port:
+    async with serving(large, body_seconds=10) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")

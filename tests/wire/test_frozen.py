@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 
 from tests import engine
 from tests.cli.test_serve import END_SECONDS, KEYS, start, started
+from tests.ports import free_port
 
-FROZEN_SECONDS = 1.5
+FROZEN_SECONDS = 3  # The sandbox calls back after 2 s.
 
 
 @pytest.mark.parametrize("database_engine", engine.ENGINES, indirect=True)
@@ -28,15 +28,15 @@ def test_a_process_that_was_frozen_goes_on(tmp_path: Path, worker: str) -> None:
         database["GENHOOK_DATABASE_URL"] = engine.database_of(tmp_path)
         with start(tmp_path, "migrate", **KEYS, **database) as migration:
             assert migration.wait(END_SECONDS) == 0
-    with started(tmp_path, "sandbox", "--port", "0", "--speed", "4", ready=" at ") as sandbox:
-        environ = {
-            **KEYS,
-            **database,
+    with started(tmp_path, "sandbox", "--port", "0", ready=" at ") as sandbox:
+        environ = KEYS | database
+        environ |= {
             "GENHOOK_WORKER": worker,
             "GENHOOK_UPSTREAM_URL": f"{sandbox.url}/api/v1",
             "GENHOOK_UPSTREAM_API_KEY": "aio_sandbox",
             "GENHOOK_SAFETY_POLL_SECONDS": "3600",
-            "PORT": str(port := free_port()),
+            "GENHOOK_DRIVE_SECONDS": "60",
+            "PORT": str(port := free_port()),  # Upstream is told the address before the start.
             "GENHOOK_PUBLIC_URL": f"http://127.0.0.1:{port}",
         }
         with started(tmp_path, "serve", **environ) as running, running.client() as client:
@@ -66,10 +66,3 @@ def check_ready(client: httpx.Client) -> None:
     while (ready := client.get("/readyz")).status_code != 200:
         assert time.monotonic() < ends_at, ready.text
         threading.Event().wait(0.1)
-
-
-def free_port() -> int:
-    """A port that nothing listens on: upstream has to be told the address before the start."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

@@ -232,8 +232,9 @@ async def current_schema(tx: Transaction) -> str:
     return str(row["name"])
 
 
+@pytest.mark.parametrize(("worker", "level"), [("embedded", "fail"), ("off", "warn")])
 def test_the_doctor_says_who_may_connect_to_a_pooler(
-    tmp_path: Path, postgres: engine.Schemas
+    tmp_path: Path, postgres: engine.Schemas, worker: str, level: str
 ) -> None:
     url = postgres.database_of(tmp_path, is_new=True)
     with pooled(tmp_path, url) as pooler:
@@ -242,9 +243,10 @@ def test_the_doctor_says_who_may_connect_to_a_pooler(
             with start(tmp_path, *line.split(), **environ) as process:
                 out, err = process.communicate(timeout=60)
             assert process.returncode == 0, out + err
+        environ["GENHOOK_WORKER"] = worker
         with start(tmp_path, "doctor", "--json", **environ) as process:
             out, _ = process.communicate(timeout=60)
     findings = {each["about"]: each for each in json.loads(out)}
-    assert findings["pooler"]["level"] == "warn"
+    assert findings["pooler"]["level"] == level
     assert "only processes with GENHOOK_WORKER=off" in findings["pooler"]["message"]
     assert findings["schema"]["level"] == findings["database"]["level"] == "ok"

@@ -34,7 +34,7 @@ async def timeout_of(
         await sender.send(target, HEADERS, body, deadline_seconds)
     elapsed_seconds = loop.time() - started_at
     assert caught.value.code == "timeout"
-    assert deadline_seconds * 0.9 < elapsed_seconds < deadline_seconds + 3
+    assert deadline_seconds * 0.9 < elapsed_seconds < deadline_seconds + 30
     return caught.value
 
 

@@ -10,7 +10,15 @@ from service.delivery.target import SenderClosed, SendError
 from service.delivery.webhook import lookups
 from service.delivery.webhook.egress import SystemLookup
 from service.delivery.webhook.lookups import Lookups
-from tests.wire.receivers import HEADERS, OK, always, receiving, sending
+from tests.wire.receivers import (
+    HEADERS,
+    OK,
+    NotReachedError,
+    always,
+    patiently,
+    receiving,
+    sending,
+)
 
 
 async def test_this_machine_has_a_name() -> None:
@@ -34,7 +42,7 @@ async def test_a_sender_uses_it_by_default() -> None:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that waits for a place in vain fails soon."""
-    monkeypatch.setattr(lookups, "WAIT_SECONDS", 5.0)
+    monkeypatch.setattr(lookups, "WAIT_SECONDS", 30.0)
 
 
 class Names:
@@ -80,6 +88,11 @@ class Names:
                 waiting.set_result(None)
 
 
+def lookups_by(names: Names, places: int, slow_seconds: float = 1_000.0) -> Lookups:
+    """Lookups by the clock of `names`: a busy machine makes none slow."""
+    return Lookups(names, places=places, slow_seconds=slow_seconds, now=lambda: names.now)
+
+
 async def ask(queue: Lookups, host: str, tenant: str = "a") -> Sequence[str]:
     return await (await queue.start(host, 443, tenant))
 
@@ -95,7 +108,7 @@ async def settle() -> None:
 
 async def test_all_attempts_share_one_lookup_of_a_name() -> None:
     names = Names()
-    queue = Lookups(names, places=4, now=lambda: names.now)
+    queue = lookups_by(names, 4)
     waiting = [asyncio.ensure_future(ask(queue, "slow.dead.test")) for _ in range(5)]
     await settle()
     assert await ask(queue, "quick.test") == ["192.0.2.1"]
@@ -107,7 +120,7 @@ async def test_all_attempts_share_one_lookup_of_a_name() -> None:
 
 async def test_dead_names_of_one_tenant_hold_up_no_other_tenant() -> None:
     names = Names()
-    queue = Lookups(names, places=8, now=lambda: names.now)
+    queue = lookups_by(names, 8)
     dead = await names.hang(queue, [f"{i}.dead.test" for i in range(50)])
     assert len(names.asked) < 8
     assert await ask(queue, "alive.test", "b") == ["192.0.2.1"]
@@ -116,7 +129,7 @@ async def test_dead_names_of_one_tenant_hold_up_no_other_tenant() -> None:
 
 async def test_a_name_that_was_quick_waits_for_none_that_hang() -> None:
     names = Names()
-    queue = Lookups(names, places=4, now=lambda: names.now)
+    queue = lookups_by(names, 4)
     await ask(queue, "alive.test")
     queue._slow_seconds = 0.0
     asking = await names.hang(queue, [f"{i}.dead.test" for i in range(50)])
@@ -128,7 +141,7 @@ async def test_a_name_that_was_quick_waits_for_none_that_hang() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 1e6])
 async def test_a_name_that_failed_waits_apart_until_it_is_quick(seconds: float) -> None:
     names = Names()
-    queue = Lookups(names, places=4, slow_seconds=1e3, now=lambda: names.now)
+    queue = lookups_by(names, 4)
     await names.let_go(await names.hang(queue, ["0.dead.test", "1.dead.test"]))
     await names.let_go(await names.hang(queue, ["2.dead.test", "3.dead.test"]))
     names.now += seconds
@@ -142,9 +155,11 @@ async def test_a_name_that_failed_waits_apart_until_it_is_quick(seconds: float) 
 
 async def test_a_slow_name_waits_apart_until_it_is_quick() -> None:
     names = Names()
-    queue = Lookups(names, places=2, now=lambda: names.now)
+    queue = lookups_by(names, 2)
     names.hanging = {"slow.test"}
-    await names.let_go(await names.hang(queue, ["slow.test"]))
+    slow = await names.hang(queue, ["slow.test"])
+    names.end(2_000.0)
+    await names.let_go(slow)
     names.hanging = set()
     dead = await names.hang(queue, ["1.dead.test"])
     assert await ask(queue, "slow.test") == ["192.0.2.1"]  # From a place for suspect names.
@@ -156,7 +171,7 @@ async def test_a_slow_name_waits_apart_until_it_is_quick() -> None:
 
 async def test_a_lookup_that_takes_long_frees_its_place_for_new_names() -> None:
     names = Names()
-    queue = Lookups(names, places=2, slow_seconds=0.0, now=lambda: names.now)
+    queue = lookups_by(names, 2, slow_seconds=0.0)
     dead = await names.hang(queue, ["slow.dead.test"])
     assert await ask(queue, "alive.test") == ["192.0.2.1"]
     assert names.asked == ["slow.dead.test", "alive.test"]
@@ -165,7 +180,7 @@ async def test_a_lookup_that_takes_long_frees_its_place_for_new_names() -> None:
 
 async def test_a_quick_name_that_hangs_frees_its_place_before_suspect_names_get_one() -> None:
     names = Names()
-    queue = Lookups(names, places=2, now=lambda: names.now)
+    queue = lookups_by(names, 2)
     for host in ("1.test", "2.test"):
         await ask(queue, host)
     await names.let_go(await names.hang(queue, ["1.dead.test"]))
@@ -181,7 +196,7 @@ async def test_a_quick_name_that_hangs_frees_its_place_before_suspect_names_get_
 
 async def test_of_names_that_wait_the_latest_comes_first() -> None:
     names = Names()
-    queue = Lookups(names, places=2, now=lambda: names.now)
+    queue = lookups_by(names, 2)
     dead = await names.hang(queue, [f"{i}.dead.test" for i in range(3)])
     alive = await names.hang(queue, ["alive.test"])
     names.end()
@@ -194,7 +209,7 @@ async def test_of_names_that_wait_the_latest_comes_first() -> None:
 async def test_the_names_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookups, "NAMES_MAX", 2)
     names = Names()
-    queue = Lookups(names, places=4, now=lambda: names.now)
+    queue = lookups_by(names, 4)
     for host in ("0.test", "1.test", "0.test", "2.test"):
         await ask(queue, host)
     for i in range(3):
@@ -205,7 +220,7 @@ async def test_the_names_that_are_remembered_are_bounded(monkeypatch: pytest.Mon
 
 async def test_who_waits_for_a_place_at_the_end_is_told_that_the_sender_was_closed() -> None:
     names = Names()
-    queue = Lookups(names, places=2, now=lambda: names.now)
+    queue = lookups_by(names, 2)
     running = asyncio.ensure_future(ask(queue, "1.dead.test"))
     await settle()
     waiting = asyncio.ensure_future(ask(queue, "2.dead.test"))
@@ -222,7 +237,7 @@ async def test_who_waits_for_a_place_at_the_end_is_told_that_the_sender_was_clos
 async def test_waiting_for_a_place_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookups, "WAIT_SECONDS", 0.0)
     names = Names()
-    queue = Lookups(names, places=2, now=lambda: names.now)
+    queue = lookups_by(names, 2)
     running = asyncio.ensure_future(ask(queue, "1.dead.test"))
     await settle()
     with pytest.raises(SendError, match="the lookups of other names took all places"):
@@ -237,14 +252,21 @@ async def test_the_wait_for_a_place_is_no_part_of_the_attempts_time() -> None:
     async def lookup(host: str, port: int) -> Sequence[str]:
         return ["127.0.0.1"] if host == "here.test" else await names(host, port)
 
-    async with (
-        receiving(always(OK), name="here.test") as receiver,
-        sending(lookup=lookup) as sender,
-    ):
-        sender._lookups = Lookups(lookup, places=2)
-        running = asyncio.ensure_future(sender._lookups.start("1.dead.test", 443, ""))
-        await settle()
-        attempt = asyncio.ensure_future(sender.send(receiver.target, HEADERS, b"{}", 0.2))
-        asyncio.get_running_loop().call_later(0.3, names.end)
-        assert (await attempt).status_code == 204
-        await asyncio.gather(running, return_exceptions=True)
+    async def attempt(seconds: float) -> int:
+        async with (
+            receiving(always(OK), name="here.test") as receiver,
+            sending(lookup=lookup) as sender,
+        ):
+            sender._lookups = Lookups(lookup, places=2, slow_seconds=1_000.0)
+            running = asyncio.ensure_future(sender._lookups.start("1.dead.test", 443, ""))
+            await settle()
+            asyncio.get_running_loop().call_later(seconds * 1.5, names.end)
+            try:
+                answer = await sender.send(receiver.target, HEADERS, b"{}", seconds)
+            except SendError as error:
+                raise NotReachedError from error
+            finally:
+                await asyncio.gather(running, return_exceptions=True)
+            return answer.status_code
+
+    assert await patiently(attempt) == 204

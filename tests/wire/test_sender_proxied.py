@@ -238,16 +238,22 @@ async def test_a_proxy_that_refuses_is_a_failure_to_connect(answer: bytes, messa
 
 
 async def test_a_proxy_that_does_not_answer_is_left_at_the_deadline() -> None:
+    context = tls_context()  # Loading the certificates takes longer than the short deadline.
+
     async def script(peer: Peer) -> None:
         await peer.head()
         await peer.gone()
 
-    async with receiving(script) as proxy, through(proxy) as sender:
-        with pytest.raises(SendError) as caught:
-            await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 0.2)
-        assert caught.value.code == "timeout"
-        assert "proxy" in str(caught.value)
-        assert not sender._open
+    async def attempt(seconds: float) -> None:
+        async with receiving(script) as proxy, through(proxy, context) as sender:
+            with pytest.raises(SendError) as caught:
+                await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", seconds)
+            need(reached=proxy.connections == 1)
+            assert caught.value.code == "timeout"
+            assert "proxy" in str(caught.value)
+            assert not sender._open
+
+    await patiently(attempt)
 
 
 async def test_a_proxy_is_reached_at_another_of_its_addresses() -> None:
@@ -263,6 +269,26 @@ async def test_a_proxy_is_reached_at_another_of_its_addresses() -> None:
         assert answer.status_code == 204
 
 
+async def test_a_receiver_behind_a_proxy_with_two_addresses_is_tried_once() -> None:
+    async def lookup(*_: object) -> list[str]:
+        return ["127.0.0.1", "127.0.0.1"]
+
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("receiver.test").configure_cert(server)
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        receiving(tunnel_to(receiver)) as proxy,
+        through(proxy) as sender,
+    ):
+        sender._system_lookup = lookup  # type: ignore[assignment]
+        try:
+            with pytest.raises(SendError) as caught:
+                await sender.send(receiver.target, HEADERS, b"{}", 60)
+        finally:
+            sender._system_lookup = None
+        assert (caught.value.code, proxy.connections) == ("tls_failed", 1)
+
+
 async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
     async with receiving(always(OK)) as proxy:
         pass
@@ -270,6 +296,24 @@ async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
         with pytest.raises(SendError) as caught:
             await sender.send(TARGET, HEADERS, b"{}", 60)
         assert caught.value.code == "connect_failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(TimeoutError(), "timeout"), (OSError(), "connect_failed")]
+)
+async def test_a_proxy_that_is_not_found_in_time_is_told_apart(error: OSError, code: str) -> None:
+    async def fail(_host: str, _port: int) -> list[str]:
+        raise error
+
+    sender = ProxiedSender("http://proxy.test:3128", tls_context())
+    try:
+        sender._system_lookup = fail  # type: ignore[assignment]
+        with pytest.raises(SendError) as caught:
+            await sender.send(TARGET, HEADERS, b"{}", 60)
+        assert caught.value.code == code
+    finally:
+        sender._system_lookup = None
+        await sender.close()
 
 
 async def test_a_header_that_changes_the_request_is_refused() -> None:

@@ -180,6 +180,7 @@ def upstream(folder: Path) -> Iterator[tuple[dict[str, str], "queue.Queue[Callba
             "GENHOOK_UPSTREAM_URL": f"{sandbox.url}/api/v1",
             "GENHOOK_UPSTREAM_API_KEY": "aio_sandbox",
             "GENHOOK_SAFETY_POLL_SECONDS": "0.05",
+            "GENHOOK_DRIVE_SECONDS": "60",
         }
         yield environ, callbacks
 
@@ -242,7 +243,7 @@ def tick_until_ended(call: Function, path: str) -> int:
 @on_both
 def test_a_schedule_runs_a_tick(tmp_path: Path) -> None:
     own = {"GENHOOK_DRIVE_SECONDS": "0"}  # Else a request may do what is left to the schedule.
-    with upstream(tmp_path) as (environ, _), function(tmp_path, **environ, **own) as call:
+    with upstream(tmp_path) as (environ, _), function(tmp_path, **(environ | own)) as call:
         done = call(lambda_events.SCHEDULE)
         counts = ("submitted", "polled", "attempted", "replayed", "deleted")
         assert done == {**dict.fromkeys(counts, 0), "more": False}

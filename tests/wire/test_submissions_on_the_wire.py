@@ -13,6 +13,7 @@ import pytest
 from service.upstream import reading, wire
 from service.upstream.client import Client, Progress
 from tests.harness import settings
+from tests.wire.receivers import need, patiently
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -54,15 +55,23 @@ async def test_a_submission_that_was_written_and_has_no_answer_is_lost(
 ) -> None:
     ended = asyncio.Event()
 
-    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        if is_hanging:
-            await ended.wait()
-        writer.close()
+    async def attempt(seconds: float) -> None:
+        asked = asyncio.Event()
 
-    async with served(tmp_path, read) as client:
-        assert await outcome_of(client) == "lost"
-        ended.set()
+        async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            if is_hanging:
+                await ended.wait()
+            writer.close()
+
+        async with served(tmp_path, read, upstream_timeout_seconds=seconds) as client:
+            outcome = await outcome_of(client)
+            need(reached=asked.is_set())
+            assert outcome == "lost"
+
+    await patiently(attempt, 0.3 if is_hanging else 60)
+    ended.set()
 
 
 BROKEN_OFF = {
@@ -86,10 +95,15 @@ async def test_a_task_that_is_named_before_the_connection_breaks_is_known(
             await ended.wait()
         writer.close()
 
-    async with served(tmp_path, answer) as client:
-        read = await client.create("/images/generations", {"prompt": "a small harbour"})
-        assert read == wire.Report("processing", "t1", ("t1",))
-        ended.set()
+    async def attempt(seconds: float) -> wire.Report | wire.NoReport:
+        async with served(tmp_path, answer, upstream_timeout_seconds=seconds) as client:
+            read = await client.create("/images/generations", {"prompt": "a small harbour"})
+            need(reached=isinstance(read, wire.Report))
+            return read
+
+    read = await patiently(attempt, 0.3 if is_hanging else 60)
+    assert read == wire.Report("processing", "t1", ("t1",))
+    ended.set()
 
 
 async def test_an_answer_that_came_whole_may_wait_to_be_read_and_holds_no_connection(
@@ -107,10 +121,12 @@ async def test_an_answer_that_came_whole_may_wait_to_be_read_and_holds_no_connec
         closed.set()
         writer.close()
 
-    async with served(tmp_path, answer, upstream_timeout_seconds=2) as client:
+    async with served(tmp_path, answer, upstream_timeout_seconds=30) as client:
         reading._thread.submit(is_free.wait, 60)
         sending = asyncio.create_task(client.create("/images/generations", {"prompt": "a harbour"}))
-        await closed.wait()  # At the latest once upstream's time is over.
+        await (
+            closed.wait()
+        )  # At the latest once upstream's time is over, before the thread is free.
         is_free.set()
         read = await sending
     assert isinstance(read, wire.Report)

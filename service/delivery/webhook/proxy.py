@@ -3,7 +3,8 @@
 import asyncio
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import msgspec
 from service.delivery.target import PORTS, SendError, Target
 from service.delivery.webhook import egress, request
 from service.delivery.webhook.connection import Connection
-from service.delivery.webhook.sender import ADDRESSES, WebhookSender
+from service.delivery.webhook.sender import ADDRESSES, WebhookSender, connect_error
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -42,27 +43,37 @@ class ProxiedSender(WebhookSender):
         return super()._encode(target, headers, body)
 
     async def _connect(self, target: Target, ends_at: float) -> tuple[Connection, float]:
-        """Look the proxy up, and try its addresses in turn."""
+        """Look the proxy up, and connect through it."""
         assert self._system_lookup is not None
         try:
             async with asyncio.timeout_at(ends_at):
                 addresses = await self._system_lookup(self._proxy_host, self._proxy_port)
+        except TimeoutError as error:
+            raise SendError("timeout", "The outgoing proxy was not found in time.") from error
         except OSError as error:
             raise _proxy_error("was not found") from error
-        return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
+        through = partial(self._open_through, addresses[:ADDRESSES], target, ends_at)
+        try:
+            async with asyncio.timeout_at(ends_at):
+                return await self._connect_by(through, target), ends_at
+        except TimeoutError as error:
+            message = "The outgoing proxy did not connect in time."
+            raise SendError("timeout", message) from error
+        except _UnreachableError as error:
+            raise _proxy_error("could not be reached") from error
+        except OSError as error:
+            raise connect_error(error, target) from error
 
-    def _connect_error(self, error: OSError, target: Target) -> SendError:
-        if isinstance(error, TimeoutError):
-            return SendError("timeout", "The outgoing proxy did not connect in time.")
-        if isinstance(error, _UnreachableError):
-            return _proxy_error("could not be reached")
-        return super()._connect_error(error, target)
-
-    async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
+    async def _open_through(
+        self, addresses: Sequence[str], target: Target, ends_at: float, connection: Connection
+    ) -> None:
+        """Reach the proxy at one of its addresses, and the receiver through it, once."""
         if not target.tls:
-            await self._reach(ip, lambda: connection)
+            await self._try_each(addresses, ends_at, lambda ip: self._reach(ip, lambda: connection))
             return
-        transport, tunnel = await self._reach(ip, _Tunnel)
+        transport, tunnel = await self._try_each(
+            addresses, ends_at, lambda ip: self._reach(ip, _Tunnel)
+        )
         try:
             await tunnel.open(transport, target)
             tls = await self._loop.start_tls(

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 from service.delivery.target import Answer, SenderClosed, SendError, Target
 from service.delivery.webhook import egress
@@ -15,6 +17,7 @@ from service.delivery.webhook.request import encode_request
 ADDRESSES = 4  # Tried in turn for one attempt.
 # If a connection ends later than that, the receiver has read the request and gave no answer.
 REPEAT_SECONDS = 1.0
+T = TypeVar("T")
 
 
 class WebhookSender:
@@ -138,30 +141,42 @@ class WebhookSender:
     async def _connect_to_any(
         self, addresses: Sequence[str], target: Target, ends_at: float
     ) -> Connection:
+        try:
+            return await self._try_each(
+                addresses,
+                ends_at,
+                lambda ip: self._connect_by(partial(self._open_transport, ip, target), target),
+            )
+        except OSError as error:
+            raise connect_error(error, target) from error
+
+    async def _try_each(
+        self, addresses: Sequence[str], ends_at: float, connect: Callable[[str], Awaitable[T]]
+    ) -> T:
+        """Return what the first address gives that can be connected to; else its OSError."""
         cause: OSError = TimeoutError()
         for index, ip in enumerate(addresses):
             # An equal share of the time that is left, so that each address gets its turn.
             seconds = (ends_at - self._loop.time()) / (len(addresses) - index)
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._connect_to(ip, target)
+                    return await connect(ip)
             except OSError as error:
                 cause = error
             if self._closed:
                 raise SenderClosed
-        raise self._connect_error(cause, target) from cause
+        raise cause
 
-    def _connect_error(self, error: OSError, target: Target) -> SendError:
-        return connect_error(error, target)
-
-    async def _connect_to(self, ip: str, target: Target) -> Connection:
+    async def _connect_by(
+        self, open_transport: Callable[[Connection], Awaitable[None]], target: Target
+    ) -> Connection:
         if target.tls and self._ssl_context is None:
             self._ssl_context = tls_context()
         await self._take_place()
         connection = Connection(target.origin, self._remove)
         self._open.add(connection)
         try:
-            await self._open_transport(connection, ip, target)
+            await open_transport(connection)
         except BaseException:
             connection.abort()
             self._remove(connection)
@@ -174,7 +189,7 @@ class WebhookSender:
             raise SendError("connection_closed", "The connection was closed before its use.")
         return connection
 
-    async def _open_transport(self, connection: Connection, ip: str, target: Target) -> None:
+    async def _open_transport(self, ip: str, target: Target, connection: Connection) -> None:
         await self._loop.create_connection(
             lambda: connection,
             ip,

@@ -44,9 +44,10 @@ TRANSACTION_SETTINGS = {
 NEWER_SETTINGS = {"transaction_timeout": "0"}  # As above, since PostgreSQL 17.
 
 # SQLSTATE classes that are the server's fault (PostgreSQL docs, appendix A): connections,
-# transaction states, user, database, schema, conflicts, resources, objects in use, operators, the
-# system. Not 54 (program limits): a value that is too large is the unit's fault.
-_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
+# transaction states, user, database, schema, conflicts, access rules and what is missing (our own
+# statements are right), resources, objects in use, operators, the system. Not 54 (program limits):
+# a value that is too large is the unit's fault.
+_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
 _CLIENTS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 
@@ -183,7 +184,9 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
             sizes = {"min_size": 0, "max_size": connections}
             arguments = _arguments(url, name, settings, is_pooled=is_pooled)
             connect_ = hosts_of(arguments["dsn"]).connect
-            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep, connect=connect_)
+            opened = await asyncpg.create_pool(
+                **arguments, **sizes, reset=_leave_as_it_is, connect=connect_
+            )
     path = {name: _quoted(value) for name, value in _split_search_path(url)[1].items()}
     return Pool(opened, {**settings, **path} if is_pooled else None)
 
@@ -224,7 +227,7 @@ def _check_encoding(encoding: str) -> None:
         )
 
 
-async def _keep(_connection: Any) -> None:
+async def _leave_as_it_is(_connection: Any) -> None:
     """Send no statements that reset a session: a unit leaves nothing in it."""
 
 
@@ -242,7 +245,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        if is_failure(error):
+        if is_failure(error) and not isinstance(error, asyncpg.UndefinedObjectError):
             raise
         raise ConnectionRefusedError(
             f"{reason(error)} (an option of GENHOOK_DATABASE_URL, or a setting of its role)"
@@ -273,8 +276,7 @@ def is_repeatable(error: BaseException) -> bool:
 def is_failure(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
-        state = error.sqlstate or ""
-        return state[:2] in _SERVER_CLASSES or state == "42501"  # insufficient_privilege.
+        return (error.sqlstate or "")[:2] in _SERVER_CLASSES
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
     return isinstance(error, (OSError, TimeoutError, *_CLIENTS))

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random  # noqa: TID251  two units in conflict must not repeat in step
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -37,7 +38,7 @@ from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
-from service.store.postgres.transaction import ROWS_MAX, TooManyRowsError, Transaction
+from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
 from service.store.shards import shard_of
 from service.store.writes import Writes, follow_up
 from service.telemetry import log
@@ -101,7 +102,7 @@ class Database(Writes):
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await opened.close()
                 opened.terminate()
-        self.lock_connection = self._pool = None  # type: ignore[assignment]
+        self.lock_connection = None  # The pool is closed: it refuses reads that come too late.
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -209,26 +210,27 @@ class Database(Writes):
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than ROWS_MAX rows, the last ones wait for their next turn: half of
-        them at least, since the rows of the first ones are not known, only those of all.
+        If they would write more than CHARGED_MAX rows, the last ones wait for their next turn: half
+        of them at least, since the rows of the first ones are not known, only those of all.
         """
-        try:
-            await self._run_batch(batch)
-        except TooManyRowsError as error:
-            few = max(min(len(batch) // 2, len(batch) * ROWS_MAX // error.rows), 1)
-            self._queue.put_back(batch[few:])
-            await self._commit(batch[:few])
-            return
-        except Exception as error:  # noqa: BLE001  it becomes the callers' error
-            if len(batch) == 1 or is_failure(error):
-                self._fail(batch, error)
-            else:
-                for item in batch:
-                    try:
-                        await self._run_batch([item])
-                    except Exception as own:  # noqa: BLE001  the same
-                        self._fail([item], own)
-        self._queue.finish(batch)
+        parts = deque([batch])
+        while parts:
+            part = self._queue.start(parts.popleft())
+            if not part:
+                continue
+            try:
+                await self._run_batch(part)
+            except TooManyRowsError as error:
+                few = max(min(len(part) // 2, len(part) * CHARGED_MAX // error.rows), 1)
+                self._queue.put_back(part[few:])
+                parts.append(part[:few])
+                continue
+            except Exception as error:  # noqa: BLE001  it becomes the callers' error
+                if len(part) > 1 and not is_failure(error):
+                    parts.extend([item] for item in part)
+                    continue
+                self._fail(part, error)
+            self._queue.finish(part)
 
     async def _run_batch(self, batch: Sequence[Item]) -> None:
         """Run one unit, or one batched unit with all its items, and give them their results."""
@@ -288,7 +290,7 @@ class Database(Writes):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
-            batch = self._keep(batch, message)
+            batch = self._plan_retries(batch, message)
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(error)

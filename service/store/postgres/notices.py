@@ -1,13 +1,16 @@
 """Notices of commits (NOTIFY) to the holders of the shards, which may get lost."""
 
 import asyncio
-import contextlib
 
 from service.model.errors import StorageError
 from service.store.postgres.connection import Pool, taken
+from service.telemetry import log
+
+_log = log.get()
 
 NOTICE_SECONDS = 0.01  # One notice is for the commits of so long.
-CHANNEL = "'genhook.' || current_schema()"
+# By a hash, since the name of a channel may not be as long as that of a schema.
+CHANNEL = "'genhook.' || hashtextextended(current_schema(), 0)"
 _NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
 
 
@@ -56,6 +59,10 @@ class Notices:
 
 
 async def _notify(pool: Pool, mask: str) -> None:
-    with contextlib.suppress(StorageError):
+    try:
         async with taken(pool) as connection:
             await connection.execute(_NOTIFY, mask)
+    except StorageError:
+        pass  # Commits fail, too, and tell of it.
+    except Exception as error:  # noqa: BLE001  the next notice must still be sent
+        _log.warning("notice.failed", error=str(error))

@@ -29,12 +29,21 @@ class Order:
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
+        self._begun = self._ended = 0  # The latest run that has begun, and that has ended well.
 
     async def extend(self, pool: Pool) -> None:
-        """Give a `seq` to every committed event that has none."""
+        """Give a `seq` to every committed event that has none.
+
+        All who wait share the next run, so that however many come, only two runs are ever due.
+        """
+        begun_before = self._begun
         async with self._turn:
+            if self._ended > begun_before:
+                return
+            self._begun += 1
             while await _order_batch(pool) == BATCH:
                 pass
+            self._ended = self._begun
 
 
 async def _order_batch(pool: Pool) -> int:

@@ -78,11 +78,6 @@ WHERE (tenant, id) IN (SELECT p.tenant, p.id FROM deliveries p
         WHERE d.status = 'pending' AND d.replay_id = :id AND d.replay_id IS NOT NULL LIMIT :limit)
     ORDER BY p.id FOR UPDATE);
 
--- name: event_delete
--- A replay may have stored a delivery of the event before it was locked.
-DELETE FROM events
-WHERE id = :id AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = events.id OFFSET 0);
-
 -- name: generations_to_submit
 -- LATERAL: before version 17, `IN` of a query for each tenant would look at every generation.
 {tenants submit_at}

@@ -122,7 +122,7 @@ class ShardLocks:
 
         While this process cannot commit, it sends none: another process may be able to work.
         """
-        if await self._database.write_problem() is not None:
+        if await self._database.commit_problem() is not None:
             return
         async with self._turn:
             if self._locked or self._is_worker:

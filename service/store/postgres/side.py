@@ -42,14 +42,14 @@ class PostgresSide:
         self._connection = connection
         self._database = database
 
-    async def tables(self) -> Sequence[Table]:
-        """Return the tables, in the order of their names.
-
-        First gives every event its `seq` and empties `usage_added`, which SQLite does not have.
-        """
+    async def prepare(self) -> None:
+        """Give every event its `seq`, and empty `usage_added`, which SQLite does not have."""
         await self._database.order_events(LONG_SECONDS)
         while await self._database.write(fold_usage):
             pass
+
+    async def tables(self) -> Sequence[Table]:
+        """Return the tables, in the order of their names."""
         columns: dict[str, dict[str, int]] = {}
         for name, column, place in await self._connection.fetch(_TABLES):
             columns.setdefault(name, {})[column] = place

@@ -13,7 +13,7 @@ _LOCK_NAMES = """
 SELECT pg_advisory_xact_lock(hashtextextended('genhook ' || current_schema() || ' ' || name, 0))
 FROM unnest(CAST($1 AS TEXT[])) name"""
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
-ROWS_MAX = 5_000  # That a batch may charge for, if it has several items.
+CHARGED_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 # An INSERT of one row whose values are the parameters in order, without DO UPDATE, which must not
@@ -24,7 +24,7 @@ Arguments = tuple[Any, ...]
 
 
 class TooManyRowsError(Exception):
-    """A batch would write more than ROWS_MAX rows: it has to run with fewer items."""
+    """A batch would write more than CHARGED_MAX rows: it has to run with fewer items."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(f"{rows} rows in one batch")
@@ -87,9 +87,12 @@ class Transaction:
         return await self._lock(name, "FOR KEY SHARE", values)
 
     async def _lock(self, name: str, strength: str, values: Mapping[str, object]) -> list[Row]:
-        sql, bind, tables = statements()[name]
-        sql = f"{sql} {strength} OF {tables}"
+        sql, bind, lock = statements()[name]
+        sql = f"{sql} {strength} OF {lock.tables}"
         rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        if lock.looks_again:
+            locked = {row["id"] for row in rows}
+            rows = [row for row in await self.all(name, **values) if row["id"] in locked]
         return rows
 
     async def lock_names(self, *names: str) -> None:
@@ -144,7 +147,7 @@ class Transaction:
         TooManyRowsError if they are too many for a batch of several items.
         """
         self.charged.update(rows)
-        if self.has_many_items and (total := self.charged.total()) > ROWS_MAX:
+        if self.has_many_items and (total := self.charged.total()) > CHARGED_MAX:
             raise TooManyRowsError(total)
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:

@@ -153,7 +153,7 @@ SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attem
     WHERE a.delivery_id = d.id AND a.started_at >= :before {each}) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
--- lock: d
+-- lock, then look again: d
 
 -- name: delivery_cancel_disabled
 -- What a disabled subscriber is owed ends after the retention; the next sweep deletes it.

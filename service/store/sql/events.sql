@@ -18,7 +18,7 @@ SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id {eac
         WHERE r.status = 'running' AND r.tenant = e.tenant
             AND e.seq > r.cursor AND e.seq <= r.last_seq {each}) AS is_deletable
 FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
--- lock: e
+-- lock, then look again: e
 
 -- name: event_delete
 DELETE FROM events WHERE id = :id;

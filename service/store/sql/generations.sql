@@ -34,8 +34,8 @@ SELECT g.id FROM {rows}(:ids) i {ordered} JOIN generations g ON g.id = i.value
 WHERE g.status NOT IN ('queued', 'processing');
 
 -- name: generations_of_tasks
--- The generations, but for :id, that have one of these tasks, or learned it as another name of
--- their task (`is_name`). `is_own` is 1 where upstream's answer to the submission named the task, and
+-- The generations, but for :id and those whose task is :own_task, that have one of these tasks, or
+-- learned it as another name of their task (`is_name`). `is_own` is 1 where upstream's answer to the submission named the task, and
 -- not only a callback or answers to polls. :task_ids is a JSON list. `input` is NULL where it is the same
 -- text as :input, or if that is NULL.
 SELECT g.id, q.task_id, g.model, CASE WHEN b.input <> :input THEN b.input END AS input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
@@ -48,22 +48,28 @@ FROM (SELECT g.id, g.task_id, FALSE AS is_name
         ON n.task_id = i.value) q
 {ordered} JOIN generations g ON g.id = q.id
 {ordered} JOIN generation_bodies b ON b.generation_id = q.id
-WHERE q.id <> :id LIMIT :limit;
+WHERE q.id <> :id AND (g.task_id = :own_task) IS NOT TRUE LIMIT :limit;
 
 -- name: generation_release_task
 UPDATE generations SET task_id = NULL, next_poll_at = NULL
 WHERE id = :id AND {unindexed task_id} = :task_id AND status NOT IN ('succeeded', 'failed');
 
 -- name: task_name
-SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;
+-- `is_own`: a generation learned it that is :id, or whose task is :own_task.
+SELECT n.is_revoked, n.generation_id = :id OR (g.task_id = :own_task) IS TRUE AS is_own
+FROM task_names n LEFT JOIN generations g ON g.id = n.generation_id WHERE n.task_id = :task_id;
 
 -- name: task_name_learn
--- :names_max bounds the names that one generation learns, if nobody has deleted it meanwhile.
+-- :names_max bounds the names that one generation learns, if nobody has deleted it meanwhile. Those
+-- that share a task may learn the same.
 INSERT INTO task_names (task_id, generation_id)
 SELECT :task_id, :id
 WHERE (SELECT count(*) FROM task_names WHERE generation_id = :id) < :names_max
     AND EXISTS (SELECT 1 FROM generations WHERE id = :id)
-ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE task_names.generation_id <> excluded.generation_id;
+ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1
+WHERE task_names.generation_id <> excluded.generation_id AND NOT EXISTS (SELECT 1
+    FROM generations g {ordered} JOIN generations s ON s.task_id = g.task_id
+    WHERE g.id = excluded.generation_id AND s.id = task_names.generation_id);
 
 -- name: task_name_revoke
 UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id AND is_revoked = 0;
@@ -223,9 +229,10 @@ LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.lap, q.tenant;
 
 -- name: pause_put
--- `revisions` holds the numbers that outlive a process.
+-- `revisions` holds the numbers that outlive a process. A clock that was ahead may have stored one.
 INSERT INTO revisions (noun, number) VALUES ('upstream_paused_until', :until)
-ON CONFLICT (noun) DO UPDATE SET number = {greatest}(revisions.number, excluded.number);
+ON CONFLICT (noun) DO UPDATE SET number = CASE WHEN revisions.number > :latest THEN excluded.number
+    ELSE {greatest}(revisions.number, excluded.number) END;
 
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
@@ -335,7 +342,7 @@ SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'cancele
         FROM {rows}(CASE WHEN {is_json g.event_ids} THEN g.event_ids ELSE '[]' END) i
         {ordered} JOIN events e ON e.id = i.value {each}) AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
--- lock: g
+-- lock, then look again: g
 
 -- name: generation_delete
 DELETE FROM generations WHERE id = :id;

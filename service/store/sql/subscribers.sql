@@ -97,8 +97,11 @@ SELECT DISTINCT tenant, subscriber_id FROM subscriber_changes WHERE number > :re
 -- name: subscriber_changes_oldest
 SELECT min(number) AS number FROM subscriber_changes;
 
--- name: subscribers_touch_revision
-UPDATE revisions SET number = number WHERE noun = 'subscribers';
+-- name: trial_insert
+INSERT INTO revisions (noun, number) VALUES (:noun, 0);
+
+-- name: trial_delete
+DELETE FROM revisions WHERE noun = :noun;
 
 -- name: subscribers_revision
 SELECT number FROM revisions WHERE noun = 'subscribers';
@@ -111,7 +114,7 @@ SELECT s.id, s.id AS notify_subscriber_id,
     AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id {each}) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
--- lock: s
+-- lock, then look again: s
 
 -- name: subscriber_notify_erase
 -- That of a notify_url, once no other generation has it.

@@ -84,6 +84,7 @@ class Database(Writes):
         self._queue.clear()
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
         if self._checkpoint:
             await self._checkpoint
         await self._readers.close()
@@ -189,7 +190,7 @@ class Database(Writes):
         """Give the items their results, except those that are tried again."""
         failed = [i for i in items if i.always and _may_succeed_later(failure or i.error)]
         if failed:
-            given_up = self._keep(failed, str(failure or failed[0].error))
+            given_up = self._plan_retries(failed, str(failure or failed[0].error))
             items = [item for item in items if item not in failed] + given_up
         _resolve(items, failure)
 

@@ -11,7 +11,7 @@ from service.store.item import Item, note_rows
 from service.store.sqlite.connection import is_of_unit, transaction
 from service.store.sqlite.statements import DIALECT, statements
 
-ROWS_MAX = 5_000  # Changed by the items of a unit in a group; its other items wait for the next.
+CHANGED_MAX = 5_000  # Changed by the items of a unit in a group; its other items wait for the next.
 FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group; later ones go by its rows.
 
 
@@ -144,7 +144,7 @@ def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) 
 def _run_parts(
     connection: sqlite3.Connection, items: Sequence[Item], run: Callable[[Sequence[Item]], None]
 ) -> None:
-    """Run the items in parts, until the items of a unit have changed ROWS_MAX rows.
+    """Run the items in parts, until the items of a unit have changed CHANGED_MAX rows.
 
     One item may write a thousand rows and the next one none, so a number of items bounds no commit.
     The items of other units still run, so that no request waits for all webhooks of other tenants.
@@ -156,13 +156,13 @@ def _run_parts(
         batches.setdefault(item.unit if item.batched else item, []).append(item)
     for batch in batches.values():
         unit, done, size = batch[0].unit, 0, FIRST_ITEMS
-        while done < len(batch) and changed[unit] < ROWS_MAX:
+        while done < len(batch) and changed[unit] < CHANGED_MAX:
             before, began = connection.total_changes, time.perf_counter()
             run(batch[done : done + size])
             batch[done].seconds = time.perf_counter() - began
             done += size
             changed[unit] += connection.total_changes - before
-            size = max((ROWS_MAX - changed[unit]) * done // max(changed[unit], done), 1)
+            size = max((CHANGED_MAX - changed[unit]) * done // max(changed[unit], done), 1)
 
 
 def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:

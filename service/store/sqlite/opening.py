@@ -66,7 +66,7 @@ def _find_loss(path: str) -> str | None:
     if not (is_open or has_index) and _size_of(path):
         return None  # No process has it open, nor its index.
     # To list the locks of all processes takes some 10 ms, so only what is odd or new is worth it.
-    for deleted, process in _list_deleted():
+    for deleted, process in _list_deleted(Path(path).parent):
         if deleted in (path, log, index):
             return _describe_loss(path, deleted, f"process {process}")
     # What else the locks tell, also of a process of another user or container:
@@ -82,29 +82,23 @@ def _describe_loss(path: str, deleted: str, user: str = "a process") -> str:
     return _LOST.format(deleted, user, _STOP)
 
 
-def _list_deleted() -> Iterator[tuple[str, str]]:
-    """Yield deleted files, and which other process has each open beside a database.
+def _list_deleted(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield deleted files of a folder, and which other process has each open beside a database.
 
     Of processes whose files this one may list: its own user's, or all for root. In another mount
-    namespace, as of a container, a path may lead to another file.
+    namespace, as of a container or a unit of systemd, a path may lead to another folder, and
+    another path to this one.
     """
     first = str(_SHARED_BYTES)
     users = {lock.process for lock in list_locks() if (lock.kind, lock.first) == ("POSIX", first)}
     for process in users - {str(os.getpid())}:
         with contextlib.suppress(OSError):  # It has ended, or is another user's.
-            if not Path(f"/proc/{process}/ns/mnt").samefile("/proc/self/ns/mnt"):
-                continue
             for each in Path(f"/proc/{process}/fd").iterdir():  # proc_pid_fd(5)
-                target = _read_link(each)
-                if target.endswith(_DELETED):
-                    yield target.removesuffix(_DELETED), process
-
-
-def _read_link(path: Path) -> str:
-    try:
-        return str(path.readlink())
-    except OSError:  # It is closed by now.
-        return ""
+                with contextlib.suppress(OSError):  # It is closed by now, or its folder is gone.
+                    parent, name = os.path.split(each.readlink())
+                    is_deleted = name.endswith(_DELETED)
+                    if is_deleted and folder.samefile(f"/proc/{process}/root{parent}"):
+                        yield str(folder / name.removesuffix(_DELETED)), process
 
 
 def _find_emptiness(path: str, log: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.model.errors import StorageError
-from service.store.migrations import describe_problem, list_migrations
+from service.store.migrations import Older, describe_problem, list_migrations
 from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
@@ -38,20 +38,13 @@ def problem(connection: sqlite3.Connection) -> str | None:
     return describe_problem(current, latest())
 
 
-def is_old(connection: sqlite3.Connection) -> bool:
-    """Whether `migrate` brings the file to the schema of this genhook."""
-    current = version(connection)
-    is_new = current == 0 and problem(connection) == describe_problem(0, latest())
-    return is_new or 0 < current < latest()
-
-
 def migrate(connection: sqlite3.Connection) -> list[str]:
     """Apply the missing migrations; return their names.
 
     StorageError if the schema is newer, or if the file is another program's.
     """
     applied: list[str] = []
-    if (message := problem(connection)) and not is_old(connection):
+    if (message := problem(connection)) and not isinstance(message, Older):
         raise StorageError(message)
     for number, path in migrations():
         with transaction(connection):

@@ -25,6 +25,9 @@ class SqliteSide:
         self.name = name
         self._database = database
 
+    async def prepare(self) -> None:
+        """Do nothing: all rows have that form."""
+
     async def tables(self) -> Sequence[Table]:
         """Return the tables, in the order of their names."""
         return await self._database.apply(_tables)
