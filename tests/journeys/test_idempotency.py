@@ -171,8 +171,34 @@ CREATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# What a rotation replaces: the path that shows it, and the function that stores it.
+ROTATIONS = {
+    "/v1/subscribers/{id}/rotate-secret": ("/v1/subscribers/{id}/secret", "update"),
+    "/v1/signing-secret/rotate": ("/v1/signing-secret", "update_tenant"),
+}
+
+
 def test_every_operation_that_creates_is_tried_here() -> None:
-    assert {each.path for each in OPERATIONS if each.creates} == set(CREATIONS)
+    assert {each.path for each in OPERATIONS if each.creates} == {*CREATIONS, *ROTATIONS}
+
+
+@pytest.mark.parametrize("path", ROTATIONS)
+async def test_a_rotation_and_its_claim_are_stored_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with opened(tmp_path) as world:
+        id_ = (await world.subscribe())["id"]
+        shown, update = (text.format(id=id_) for text in ROTATIONS[path])
+        path, before = path.format(id=id_), await world.get(shown)
+        for name in (f"subscribers.{update}", "idempotency.claim"):
+            with monkeypatch.context() as patched:
+                patched.setattr(f"service.store.{name}", fails)
+                assert (await post(world, body={}, path=path)).status_code == 503
+            assert await world.get(shown) == before
+            assert await rows(world, "SELECT key FROM idempotency") == []
+        first = await post(world, body={}, path=path)
+        again = await post(world, body={}, path=path)
+        assert first.json() == again.json() == await world.get(shown) != before
 
 
 @pytest.mark.parametrize("path", CREATIONS)
