@@ -52,7 +52,8 @@ async def test_a_statement_that_is_wrong_is_the_units_own_failure(database: Data
         await tx._connection.fetchval("SELECT 1 FROM FROM generations")
 
     with pytest.raises(asyncpg.PostgresSyntaxError):
-        await database.write_always(unit)
+        async with asyncio.timeout(60):
+            await database.write_always(unit)
     assert await database.write_problem() is None
 
 
