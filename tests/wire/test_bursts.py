@@ -88,7 +88,7 @@ async def test_a_connection_that_opens_while_the_server_ends_holds_up_no_end() -
     while not running.started:
         await pass_round()
     running.end(loop.time() + 600)
-    while not running.is_ending:
+    while not hasattr(running.server_state, "is_ending"):
         await pass_round()
     client, taken = socket.socketpair()
     client.setblocking(False)
