@@ -68,9 +68,11 @@ async def _migrate(settings: Settings) -> tuple[list[str], int]:
 @contextlib.asynccontextmanager
 async def _open_app(settings: Settings) -> AsyncIterator["App"]:
     """Open the database of an application during the block; no worker runs."""
+    import msgspec
+
     from service.app import App
 
-    app = App(settings)
+    app = App(msgspec.structs.replace(settings, max_in_flight=1))  # It sends nothing.
     await app.start(worker=False)
     try:
         yield app

@@ -119,7 +119,7 @@ def _public_url(settings: Settings) -> Finding:
 
 def _descriptors(settings: Settings) -> Finding:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = descriptors.needed_for(settings)
+    needed = descriptors.needed_for(settings, accepts=True)
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return Finding("ok", "descriptors", f"Up to {needed} are allowed, as the limits ask for.")
     message = (

@@ -85,8 +85,10 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
 
     from service.app import App, configure_log
     from service.cli import server
+    from service.delivery import descriptors
 
     configure_log(settings, has_sandbox=options.sandbox)
+    settings = descriptors.raise_limit(settings, accepts=True)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None

@@ -12,21 +12,23 @@ OWN_DESCRIPTORS = 128  # For the database, upstream, logs, tests of subscribers,
 _log = log.get()
 
 
-def raise_limit(settings: Settings) -> Settings:
+def raise_limit(settings: Settings, *, accepts: bool = False) -> Settings:
     """Raise the soft limit as far as needed; return the settings that it allows.
 
+    accepts: whether the process accepts connections itself, up to `connections_max`.
     A soft limit of 1,024 is usual, and a process that needs more should raise it itself
     (https://0pointer.net/blog/file-descriptor-limits.html).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = needed_for(settings)
+    needed = needed_for(settings, accepts=accepts)
     if 0 <= soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if not 0 <= soft < needed:
         return settings
-    connections = min(settings.connections_max, max(soft - OWN_DESCRIPTORS, 2) // 2)
-    in_flight = max(1, min(settings.max_in_flight, soft - OWN_DESCRIPTORS - connections))
+    room = max(soft - OWN_DESCRIPTORS, 2)
+    connections = min(settings.connections_max, room // 2) if accepts else 0
+    in_flight = max(1, min(settings.max_in_flight, room - connections))
     _log.warning(
         "descriptors.few",
         allowed=soft,
@@ -35,10 +37,12 @@ def raise_limit(settings: Settings) -> Settings:
         connections_max=connections,
     )
     return msgspec.structs.replace(
-        settings, max_in_flight=in_flight, connections_max=max(1, connections)
+        settings,
+        max_in_flight=in_flight,
+        connections_max=max(1, connections) if accepts else settings.connections_max,
     )
 
 
-def needed_for(settings: Settings) -> int:
+def needed_for(settings: Settings, *, accepts: bool) -> int:
     """Return how many descriptors these settings may use."""
-    return OWN_DESCRIPTORS + settings.max_in_flight + settings.connections_max
+    return OWN_DESCRIPTORS + settings.max_in_flight + settings.connections_max * accepts

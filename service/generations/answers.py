@@ -133,9 +133,7 @@ def _next_poll(
     if generation.status == "timed_out":
         # Count planned polls only, so that a client's refresh does not use them up.
         count = generation.late_poll_count + (was_planned and before.status == "timed_out")
-        count, late_at = schedule.poll_after_deadline(
-            generation.deadline_at, count, now, context.jitter()
-        )
+        late_at = schedule.poll_after_deadline(generation.deadline_at, count, now, context.jitter())
         return {"next_poll_at": late_at, "late_poll_count": count}
     if generation.trouble_count:
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())

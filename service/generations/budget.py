@@ -15,6 +15,7 @@ from service.upstream.catalogue import STATUS_PATH, Model
 THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
+AHEAD_MS = MINUTE  # That a clock may have been ahead when a time was noted.
 PROBE_MS = MINUTE  # While everything is paused, one request of each kind a minute goes through.
 Kind = Literal["poll", "submission"]
 
@@ -51,7 +52,7 @@ class Budget:
 
     def is_paused(self, now: int) -> bool:
         """Whether upstream asked for no requests at `now`."""
-        return now < self._paused_until <= now + self.pause_max_ms
+        return is_pause(self._paused_until, now, self.pause_max_ms)
 
     def take_share(self, share: float, now: int) -> None:
         """Keep to a share of the whole rate: other processes have the rest."""
@@ -67,7 +68,7 @@ class Budget:
     def probe_at(self, kind: Kind, now: int) -> int:
         """Return when a request of this kind may be made during the pause, or after it."""
         at = self._probe_at[kind]
-        return min(at, self._paused_until) if at <= now + PROBE_MS else now
+        return min(at, self._paused_until) if at <= now + PROBE_MS + AHEAD_MS else now
 
     def note_probe(self, kind: Kind, now: int) -> None:
         """Let the next request of this kind that is made during a pause wait for a minute."""
@@ -116,7 +117,7 @@ class Budget:
     def note(self, until: int, now: int) -> bool:
         """Keep to a stored pause; return whether it was news."""
         ends_at = self._paused_until if self.is_paused(now) else now
-        is_news = ends_at < until <= now + self.pause_max_ms
+        is_news = ends_at < until and is_pause(until, now, self.pause_max_ms)
         if is_news:
             self.pause(until, now)
         return is_news
@@ -136,6 +137,11 @@ class Budget:
     def is_unused(self) -> bool:
         """Whether at least half of the tokens are left: nobody waits for one."""
         return self.tokens >= max(1.0, self.capacity / 2)
+
+
+def is_pause(until: int, now: int, max_ms: int) -> bool:
+    """Whether there is a pause until then. If it would be too long, the clock was set back."""
+    return now < until <= now + max_ms + AHEAD_MS
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:
@@ -158,7 +164,8 @@ def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
 
 async def store_pause(tx: Transaction, context: Context, pause_ms: int) -> None:
     """Store a pause for other processes and restarts."""
-    await generations.put_pause(tx, tx.now + pause_ms, tx.now + pause_max_ms(context))
+    latest = tx.now + pause_max_ms(context) + AHEAD_MS
+    await generations.put_pause(tx, tx.now + pause_ms, latest)
 
 
 def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:

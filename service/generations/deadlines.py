@@ -85,10 +85,10 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         batch.ingest(id_, update)
         # Upstream may have a task, even one whose id only a callback will name.
         if generation.submission != "waiting":
-            count, due_at = schedule.poll_after_deadline(
+            due_at = schedule.poll_after_deadline(
                 generation.deadline_at, 0, tx.now, context.jitter()
             )
-            batch.change(id_, next_poll_at=due_at, late_poll_count=count)
+            batch.change(id_, next_poll_at=due_at)
     await batch.write()
 
 

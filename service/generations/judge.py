@@ -130,12 +130,10 @@ def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) ->
     """Give the outcome of a task to all generations that share it."""
     for id_, update in updates.items():
         source = batch.generations.get(id_)
-        if source is None or update is None or not update.is_end:
-            continue
+        if source is None or source.task_id is None or update is None or not update.is_end:
+            continue  # Without a task nobody knows whether it is shared.
         if source.status != update.status:
             continue  # The update was not applied.
-        if source.task_id is None:
-            continue  # Whether it shares a task is not known.
         for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:

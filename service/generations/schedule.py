@@ -95,17 +95,16 @@ def poll_after_trouble(failures: int, now: int, jitter: float) -> int:
     return now + _with_jitter(_grown(failures, *_TROUBLE_MS), jitter)
 
 
-def poll_after_deadline(
-    deadline_at: int, late_polls: int, now: int, jitter: float
-) -> tuple[int, int | None]:
-    """Return how many late polls are over and when the next one is due; None: never.
+def poll_after_deadline(deadline_at: int, late_polls: int, now: int, jitter: float) -> int | None:
+    """Return when to poll a timed out generation after `late_polls` late polls; None: never.
 
-    10 minutes, 1, 6 and 24 hours after the deadline, ±20 %. Those that were missed are over.
+    10 minutes, 1, 6 and 24 hours after the deadline, ±20 %. Those that were missed, as while no
+    process ran, follow each other as the first one follows the deadline.
     """
-    for count in range(late_polls, len(_LATE_POLLS_MS)):
-        if (at := deadline_at + _with_jitter(_LATE_POLLS_MS[count], jitter)) > now:
-            return count, at
-    return len(_LATE_POLLS_MS), None
+    if late_polls >= len(_LATE_POLLS_MS):
+        return None
+    planned_at = deadline_at + _with_jitter(_LATE_POLLS_MS[late_polls], jitter)
+    return max(planned_at, now + _with_jitter(_LATE_POLLS_MS[0], jitter))
 
 
 def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter: float) -> int:

@@ -49,8 +49,9 @@ async def store_new(
 
     During a pause that upstream asked for, it is `waiting`, too.
     """
-    paused_ms = await generations.get_pause(tx) - tx.now
-    has_place = has_place and not 0 < paused_ms <= budget.pause_max_ms(context)
+    paused_until = await generations.get_pause(tx)
+    is_paused = budget.is_pause(paused_until, tx.now, budget.pause_max_ms(context))
+    has_place = has_place and not is_paused
     model = context.catalogue.get(new.model)
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)

@@ -172,7 +172,7 @@ class _LibraryHandler(logging.Handler):
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001  arguments that do not fit must not break the library
-            message = f"{record.msg} {record.args}"
+            message = str(record.msg)
         get(library=record.name).log(level, message, exc_info=record.exc_info)
 
 

@@ -115,6 +115,8 @@ class Client:
             return await reading.read(len(content), make_answer)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
+            if body is None and received.status == 429:
+                return read(429, received.headers, b"")
             if body is None:
                 return wire.NoReport("unwell", 0, message)
             if progress.never_left(error):

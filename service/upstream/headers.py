@@ -29,8 +29,9 @@ def tell_of_task(headers: Mapping[str, str]) -> bool:
     signs = (v for name, v in headers.items() if name == _PLACES[1] or name.endswith(ends))
     if task_id_of(headers) or any(map(str.strip, signs)):
         return True
-    steps = (_path(headers.get(name, "")).rpartition("/")[2] for name in _PLACES)
-    return any(mentions.is_id(unquote(step)) for step in steps)
+    paths = [_path(headers.get(name, "")) for name in _PLACES]
+    is_id = (mentions.is_id(unquote(path.rpartition("/")[2])) for path in paths)
+    return any(is_id) or any(map(mentions.task_in_path, paths))  # It may be too long for an id.
 
 
 def tell_of_body(headers: Mapping[str, str]) -> bool:

@@ -59,15 +59,15 @@ def opened(text: str) -> Any:
     return decoded.value if decoded and decoded.is_whole else text
 
 
-def texts_of_json(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each text within decoded JSON that begins as an object or a list, with `opened`."""
+def texts_of_json(value: Any) -> Iterator[str]:
+    """Yield each text within decoded JSON that begins as an object or a list."""
     open_ = [value]
     while open_:
         value = open_.pop()
         if isinstance(value, list | dict):
             open_ += value if isinstance(value, list) else value.values()
         elif isinstance(value, str) and value.lstrip().startswith(_BEFORE_JSON):
-            yield value, opened(value)
+            yield value
 
 
 def _text(body: bytes) -> str:

@@ -143,6 +143,20 @@ async def test_after_the_lag_the_questions_of_a_callback_end(tmp_path: Path) -> 
         assert asked == [0, 1, 3, 7, 15, 30, 60]
 
 
+async def test_a_callback_that_came_while_the_clock_was_ahead_causes_few_polls(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, safety_poll_seconds=1_000) as world:
+        await world.generate()
+        world.clock.advance(1_800)
+        await world.call_back()
+        world.clock.advance(-1_800)
+        await world.call_back()
+        for _ in range(120):
+            await world.run(1)
+        assert len(world.upstream.polls) <= 7
+
+
 ENDED: list[dict[str, Any]] = [
     success_report("task1"),
     {"code": 200, "data": {"task_id": "task1", "status": "completed"}},  # Without a file.

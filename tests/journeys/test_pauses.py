@@ -1,12 +1,15 @@
 """A 429 pauses every request to upstream, submissions too, within a bound."""
 
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.model.clock import HOUR, MINUTE
+from service.generations.budget import Budget
+from service.generations.budget import store_pause as store_short_pause
+from service.model.clock import HOUR
 from service.store import generations, questions
 from tests.faults import rows, status_of
 from tests.harness import Harness, opened
@@ -19,9 +22,9 @@ def throttled(seconds: int) -> httpx.Response:
     return httpx.Response(429, headers={"retry-after": str(seconds)})
 
 
-async def store_pause(world: Harness, ms: int, longest_ms: int = 5 * MINUTE) -> None:
-    now = world.clock.now
-    await world.app.database.write(generations.put_pause, now + ms, now + longest_ms)
+async def store_pause(world: Harness, ms: int) -> None:
+    until = world.clock.now + ms
+    await world.app.database.write(generations.put_pause, until, until)
 
 
 async def submissions(world: Harness) -> list[str]:
@@ -137,7 +140,7 @@ async def test_a_pause_is_over_once_the_clock_was_set_back(tmp_path: Path) -> No
 
 async def test_a_pause_that_a_wrong_clock_stored_gives_way_to_a_real_one(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
-        await store_pause(world, 6 * HOUR, 7 * HOUR)
+        await store_pause(world, 6 * HOUR)
         world.upstream.on_create = lambda _body: throttled(300)
         for _ in range(30):
             await world.generate()
@@ -152,6 +155,36 @@ async def test_the_shared_rate_does_not_wait_for_a_clock_that_is_ahead(tmp_path:
         assert await take() == 1
         world.clock.advance(-3_600)
         assert await take() == 1
+
+
+def test_the_longest_pause_holds_for_who_read_the_clock_a_moment_before() -> None:
+    budget = Budget(1.0)
+    budget.pause(301_005, 1_005)
+    assert budget.is_paused(1_000)
+    assert not budget.note(9_000, 1_000)
+    assert budget.is_paused(200_000)
+
+
+async def test_a_long_stored_pause_is_not_cut_by_a_short_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        write, context, now = world.app.database.write, world.app.context, world.clock.now
+        await write(generations.put_pause, now + 300_005, now + 300_005)  # As by another machine.
+        await write(store_short_pause, context, 5_000)
+        [row] = await rows(world, PAUSES)
+        assert row["number"] == now + 300_005
+
+
+async def test_a_429_to_a_poll_whose_body_breaks_off_pauses_everything(tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"{"
+        raise httpx.ReadError("reset")
+
+    async with opened(tmp_path, public_url=None) as world:
+        generation = await world.generate(POLLED)
+        answer = httpx.Response(429, headers={"retry-after": "40"}, content=broken())
+        world.upstream.poll_replies.append(answer)
+        await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+        assert len(await rows(world, PAUSES)) == 1
 
 
 async def test_a_stored_pause_beyond_the_bound_holds_no_submission(tmp_path: Path) -> None:

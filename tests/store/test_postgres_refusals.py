@@ -47,6 +47,15 @@ def test_a_schema_that_is_not_there_is_a_sentence(
     assert "Traceback" not in said
 
 
+async def test_a_statement_that_is_wrong_is_the_units_own_failure(database: Database) -> None:
+    async def unit(tx: Any) -> None:
+        await tx._connection.fetchval("SELECT 1 FROM FROM generations")
+
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await database.write_always(unit)
+    assert await database.write_problem() is None
+
+
 async def test_what_is_too_large_for_the_server_is_the_units_own_failure(
     database: Database,
 ) -> None:

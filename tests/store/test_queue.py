@@ -119,6 +119,34 @@ async def test_who_was_refused_does_not_go_back_into_the_queue() -> None:
     queue.clear()
 
 
+async def test_who_is_refused_while_the_file_is_opened_anew_never_runs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = asyncio.Event()
+
+    async def reopen(_writer: object) -> None:
+        await opened.wait()
+        database._is_lost = False
+
+    monkeypatch.setattr(database, "_reopen", reopen)
+    database._is_lost = True
+    refused = database.write(write)
+    for _ in range(5):
+        await asyncio.sleep(0)  # noqa: TID251  until it is taken
+    assert database.queued == 0
+    for item in database._queue._committing:
+        item.ends_at = 0
+    database._queue.end_waits()
+    with pytest.raises(StorageBusyError):
+        await refused
+    opened.set()
+    await database._queue.settle()
+    while database._queue.is_stalled:
+        await asyncio.sleep(0)  # noqa: TID251  until the commit without it has ended
+    assert await database.write(write) == 1
+    assert await revision(database) == 1
+
+
 async def test_a_failed_commit_is_told_and_a_later_one_tried(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -369,6 +369,11 @@ def test_headers_name_no_task_that_no_path_can_hold(text: str) -> None:
         assert read_place(201, headers, {}) == "lost"
 
 
+def test_a_path_of_a_task_whose_id_is_too_long_is_a_sign_of_a_task() -> None:
+    for name in ("location", "content-location"):
+        assert read_place(503, {name: f"/v1/tasks/{'x' * 513}"}, {}) == "lost"
+
+
 def read_place(status: int, headers: dict[str, str], body: Any, request: bytes = b"") -> str | None:
     answer = wire.read_create(status, headers, msgspec.json.encode(body), request)
     return answer.task_id if isinstance(answer, Report) else answer.outcome

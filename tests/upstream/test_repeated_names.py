@@ -129,6 +129,14 @@ def test_a_text_that_gives_each_name_once_is_proof(body: bytes) -> None:
     assert (report.state, report.is_proof) == ("failed", True)
 
 
+@pytest.mark.parametrize("text", ["[1] Verse: hello\n", "[] x: y", "[Chorus: all]", '{x} is "it"'])
+def test_a_text_that_people_wrote_beside_a_result_is_no_doubt(text: str) -> None:
+    body = {"task_id": "t", "status": "failed", "prompt": text, "lyrics": "a\nb"}
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report is not None
+    assert report.is_proof
+
+
 def test_a_body_with_more_texts_of_json_than_are_looked_at_is_no_proof() -> None:
     for count in (wire.JSON_TEXTS_MAX - 1, wire.JSON_TEXTS_MAX, wire.JSON_TEXTS_MAX * 2):
         report = wire.read_callback(

@@ -201,5 +201,5 @@ def test_no_text_longer_than_a_word_is_remembered() -> None:
     wire.read_create(500, JSON, msgspec.json.encode({"z" * 10_000: 1, **body}))
     gc.collect()
     remembered = [*gc.get_referents(vocabulary._plain_word), *gc.get_referents(nouns.names_job)]
-    texts = [text for value in remembered for text in gc.get_referents(value)]
-    assert not [text for text in texts if isinstance(text, str) and len(text) > 200]
+    assert any(isinstance(text, str) for text in remembered)
+    assert not [text for text in remembered if isinstance(text, str) and len(text) > 200]

@@ -44,10 +44,11 @@ TRANSACTION_SETTINGS = {
 NEWER_SETTINGS = {"transaction_timeout": "0"}  # As above, since PostgreSQL 17.
 
 # SQLSTATE classes that are the server's fault (PostgreSQL docs, appendix A): connections,
-# transaction states, user, database, schema, conflicts, access rules and what is missing (our own
-# statements are right), resources, objects in use, operators, the system. Not 54 (program limits):
-# a value that is too large is the unit's fault.
-_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "XX")
+# transaction states, user, database, schema, conflicts, resources, objects in use, operators, the
+# system. Not 54 (program limits): a value that is too large is the unit's fault.
+_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
+# Of class 42: rights; a missing table, column, object or function. The rest is our own fault.
+_SERVER_STATES = ("42501", "42P01", "42703", "42704", "42883")
 _CLIENTS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 
@@ -276,7 +277,8 @@ def is_repeatable(error: BaseException) -> bool:
 def is_failure(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "")[:2] in _SERVER_CLASSES
+        state = error.sqlstate or ""
+        return state[:2] in _SERVER_CLASSES or state in _SERVER_STATES
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
     return isinstance(error, (OSError, TimeoutError, *_CLIENTS))

@@ -170,7 +170,9 @@ class Database(Writes):
             self.file.check(loop.time())
             if self._is_lost:
                 await self._reopen(writer)
-            after = await writer.apply(group.commit_group, items, self._clock())
+            items = self._queue.start(items)
+            if items:
+                after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
