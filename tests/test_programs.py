@@ -23,17 +23,33 @@ def test_a_missing_program_skips_a_test_and_fails_it_in_ci(
         programs.find("no-such-program", package="no-such-package")
 
 
-def test_ci_installs_what_tests_need_where_it_is_not_root(tmp_path: Path) -> None:
-    """As on GitHub's machines. What it runs is replaced; nothing is installed here."""
+def run_ci(tmp_path: Path, **environ: str) -> str:
+    """Run `.ci/run` without the programs; what it runs is replaced, and nothing is installed."""
     for name in ("bash", "dirname"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
-    fakes = {"id": "echo 1000", "sudo": f'printf "%s " "$@" > {tmp_path}/asked', "make": "exit 1"}
+    fakes = {"sudo": f'printf "%s " "$@" > {tmp_path}/asked', "env": "exit 1", "make": "exit 1"}
     for name, body in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     script = Path(__file__).parents[1] / ".ci/run"
-    done = subprocess.run([script], env={"PATH": str(tmp_path)}, check=False, capture_output=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603  our own script
+        [tmp_path / "bash", script],
+        env={"PATH": str(tmp_path), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr  # From `make`.
+    return done.stdout
+
+
+def test_ci_changes_no_machine_of_a_user(tmp_path: Path) -> None:
+    assert "not all could be installed of: " in run_ci(tmp_path)
+    assert not (tmp_path / "asked").exists()
+
+
+def test_ci_installs_what_tests_need_on_the_machines_of_github(tmp_path: Path) -> None:
+    assert "not all could be installed" not in run_ci(tmp_path, GITHUB_ACTIONS="true")
     command, packages = (tmp_path / "asked").read_text().split(" - ")
     assert command.startswith("-n env RUNLEVEL=1 timeout 300 bash -c apt-get update;")
     needed = {

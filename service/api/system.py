@@ -1,11 +1,12 @@
 """Operations: readiness, metrics, workers, ticks."""
 
+import asyncio
 import heapq
 from operator import itemgetter
 
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import unavailable
-from service.model.errors import SearchTooLongError, StorageError
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.store import stats
 from service.store.migrations import Newer
 from service.telemetry import log, metrics
@@ -13,6 +14,8 @@ from service.telemetry import log, metrics
 _log = log.get()
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
+# Prometheus waits 10 s for a scrape. On PostgreSQL a search that hangs is an error before that.
+AGES_SECONDS = 8.0
 WORKERS_MAX = 1_000  # In a list.
 NO_WORKER = "No worker runs here: due work needs `genhook work` or ticks."
 
@@ -52,9 +55,11 @@ async def metrics_(call: Call) -> Answer:
     """GET /metrics, for Prometheus. Only the subscribers that wait longest have a label."""
     # A search of no tenant: any number of scrapes takes one reader.
     try:
-        ages = await call.database.search("", stats.oldest_undelivered)
-    except SearchTooLongError as error:  # The other metrics are needed all the more.
-        _log.warning("metrics.incomplete", error=str(error))
+        async with asyncio.timeout(AGES_SECONDS):
+            ages = await call.database.search("", stats.oldest_undelivered)
+    except (SearchTooLongError, StorageBusyError, TimeoutError) as error:
+        # The other metrics are needed all the more.
+        _log.warning("metrics.incomplete", error=str(error) or "too many others wait")
         for each in (metrics.owed_to, metrics.oldest, metrics.oldest_by_subscriber):
             each.values.clear()
         return _render(call)

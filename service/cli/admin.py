@@ -194,6 +194,6 @@ async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:
 
     key = await rows.read_by_id(tx, Key, key_id)
     if key is None:
-        raise MissingError(f"there is no key {key_id}: genhook keys list --offline shows all.")
+        raise MissingError(f"there is no key {key_id}: genhook keys list --offline lists them.")
     await keys.revoke(tx, key_id)
     return key

@@ -7,7 +7,6 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,7 +53,6 @@ class Protocol(HttpToolsProtocol):
         connections_max: int,
         turns: Turns,
         slow_readers: dict[Reader, None],
-        is_ending: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         # The parser calls this for each chunk, and a megabyte may come in a million: what costs
@@ -66,7 +64,6 @@ class Protocol(HttpToolsProtocol):
         self._connections_max = connections_max
         self._turns = turns
         self._slow_readers = slow_readers
-        self._is_ending = is_ending
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._body_left: int | None = 0  # None: the body is chunked.
@@ -87,7 +84,7 @@ class Protocol(HttpToolsProtocol):
         self.flow.expect("head")
         self._outgoing = Outgoing(transport, self.loop, self._close)
         self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
-        if self._is_ending():
+        if getattr(self.server_state, "is_ending", False):
             self.shutdown()
         over = len(self.connections) - self._connections_max
         if over > REFUSED_MAX:

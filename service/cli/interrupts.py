@@ -1,6 +1,7 @@
 """Ctrl-C: KeyboardInterrupt while a command works, and a quiet end before and after that.
 
-SIGTERM and SIGHUP end a command at once, except in a block that has to clean up (`cleaned_up`).
+SIGTERM and SIGHUP end a command at once, except in a block that has to clean up (`cleaned_up`),
+and while a service runs (stopping.py).
 The kernel does that by itself, but not to process 1, which genhook is in most containers.
 """
 
@@ -23,7 +24,8 @@ def handled() -> Iterator[None]:
     _set(_end_or_raise)
     if os.getpid() == 1:
         for number in ENDING:
-            signal.signal(number, end_by)
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end_by)
     try:
         yield
     finally:

@@ -41,8 +41,8 @@ def _open(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     own = {name.removeprefix("argument_"): value for name, value in vars(options).items()}
     for name in ("url", "key", "idempotency_key"):  # Only the API stores answers.
         if own.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} needs a service: give --key, and not --offline.")
+            remedy = "leave out --offline" if own["offline"] else "give --key"
+            raise UsageError(f"--{name.replace('_', '-')} needs a service: {remedy}.")
     if command.answer == "page":
         return _show(command, options, echo, admin.list_keys(argparse.Namespace(**own)))
     run = {"POST": admin.create_key, "DELETE": admin.revoke_key}

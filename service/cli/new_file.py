@@ -1,10 +1,17 @@
-"""Files that a command creates: whole or not at all, and in place of no other."""
+"""Files that a command creates: whole or not at all, and in place of no other.
+
+Without hard links, a process that is killed at the wrong moment leaves an empty file.
+"""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+# What FAT, exFAT and many network file systems say of links, and any of a file with too many.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @contextlib.contextmanager
@@ -28,9 +35,9 @@ def _name(partial: Path, target: Path) -> None:
     """Give a file its name. Unlike a rename, this replaces nothing."""
     try:
         os.link(partial, target)
-    except FileExistsError:
-        raise
-    except OSError:  # FAT, exFAT and many network file systems have no links.
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         _create_empty(target, 0o600)
         try:
             partial.replace(target)  # Of our own empty file.

@@ -38,7 +38,6 @@ class Server(BaseServer):
     """A server that ignores signals: uvicorn would end the process by the signal it got."""
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
-    is_ending = False  # Every connection that is open then is told to end; later ones end at once.
     _ends_at: float | None = None
     _acceptors: Sequence[Acceptor] = ()
 
@@ -62,7 +61,8 @@ class Server(BaseServer):
         """Wait for open requests until `ends_at` of the loop's clock."""
         for acceptor in self._acceptors:
             acceptor.stop()
-        self.is_ending = True
+        # Every connection that is open now is told to end; later ones end at once.
+        self.server_state.is_ending = True  # type: ignore[attr-defined]  # each protocol has it
         if self._ends_at is not None:
             seconds = max(self._ends_at - asyncio.get_running_loop().time(), 0)
             self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
@@ -118,7 +118,6 @@ def new_server(
         connections_max=limits.connections_max,
         turns=Turns(),
         slow_readers={},
-        is_ending=lambda: server.is_ending,
     )
     config = Config(
         app,
@@ -134,8 +133,7 @@ def new_server(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,  # Unless `end` says more.
     )
-    server: Server = Server(config)
-    return server
+    return Server(config)
 
 
 @contextlib.asynccontextmanager

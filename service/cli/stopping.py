@@ -54,10 +54,12 @@ class Stop:
 
 
 def on_signals(stop: Stop) -> None:
-    """Let SIGTERM and SIGINT call `stop` instead of ending the process."""
+    """Let SIGTERM, SIGINT and SIGHUP call `stop` instead of ending the process."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.on_signal, number)
+    for number in (signal.SIGINT, *interrupts.ENDING):
+        # `nohup` has SIGHUP ignored. Shells have SIGINT ignored by what runs in the background.
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.on_signal, number)
 
 
 def _end_after(has_begun: threading.Event, seconds: float) -> None:

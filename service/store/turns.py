@@ -5,6 +5,7 @@ A tenant that asks for a hundred things waits for itself, and the others only fo
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from weakref import WeakValueDictionary
 
@@ -20,18 +21,20 @@ class Turns:
     def __init__(self, turns_max: int) -> None:
         self._turns = asyncio.Semaphore(turns_max)
         self._tenants: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._held_bytes = 0
+        self._held_bytes = Counter[str]()  # By tenant.
 
     @contextlib.asynccontextmanager
     async def turn(self, tenant: str, held_bytes: int = 0) -> AsyncIterator[None]:
         """Wait for a turn of the tenant, and keep it during the block.
 
         held_bytes: the size of the body that the caller holds meanwhile. StorageBusyError after
-        TURN_SECONDS, or at once over HELD_BYTES_MAX; a single body may be larger than that.
+        TURN_SECONDS, or at once over the limit. The first body of a tenant has room unless all hold
+        more than HELD_BYTES_MAX; with a further one, it may hold no more than is free.
         """
-        if self._held_bytes and held_bytes and self._held_bytes + held_bytes > HELD_BYTES_MAX:
+        free, holds = HELD_BYTES_MAX - self._held_bytes.total(), self._held_bytes[tenant]
+        if held_bytes and (free < 0 or (holds and holds + held_bytes > free)):
             raise StorageBusyError("too many bodies wait for their turn")
-        self._held_bytes += held_bytes
+        self._held_bytes[tenant] += held_bytes
         of_tenant = self._tenants.setdefault(tenant, asyncio.Lock())
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -43,4 +46,4 @@ class Turns:
                     raise StorageBusyError("too many others wait for their turn") from None
                 yield
         finally:
-            self._held_bytes -= held_bytes
+            self._held_bytes -= Counter({tenant: held_bytes})  # Forgets who holds nothing.

@@ -98,7 +98,7 @@ def test_a_service_and_offline_are_refused_together(
     option: str, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["keys", "list", "--offline", *option.split()]) == 2
-    said = f"genhook: {option.partition(' ')[0]} needs a service: give --key, and not --offline.\n"
+    said = f"genhook: {option.partition(' ')[0]} needs a service: leave out --offline.\n"
     assert capsys.readouterr().err == said
     assert not database.exists()
 

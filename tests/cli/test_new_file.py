@@ -63,6 +63,18 @@ def test_without_links_too_nothing_is_replaced_and_nothing_left(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_refused_for_want_of_room_is_not_tried_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", fill)
+    with pytest.raises(OSError, match="No space left"), new_file.create(tmp_path / "a"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def deep(folder: Path) -> Path:
     """A folder whose path is so long that no file in it can be named by a whole path."""
     while len(str(folder)) < 4_080:

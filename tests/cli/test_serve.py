@@ -121,7 +121,7 @@ def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 # serve
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_serve_answers_and_ends_with_zero_on_a_signal(tmp_path: Path, number: int) -> None:
     with started(tmp_path, "serve", "--port", "0", **KEYS) as running:
         with running.client() as client:

@@ -196,6 +196,27 @@ def test_a_second_signal_ends_process_one(tmp_path: Path) -> None:
     assert running.process.returncode == 128 + signal.SIGTERM
 
 
+def test_a_process_goes_on_after_a_hangup_that_it_ignores(tmp_path: Path) -> None:
+    under_nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    line = ("serve", "--port", "0")
+    with started(tmp_path, *line, before=under_nohup, **KEYS) as running:
+        running.process.send_signal(signal.SIGHUP)
+        with running.client() as client:
+            assert client.get("/readyz").status_code == 200
+        status, out, _ = running.end()
+    stops = [line for line in map(json.loads, out.splitlines()) if line["event"] == "stopping"]
+    assert (status, [stop["signal"] for stop in stops]) == (0, ["SIGTERM"])
+
+
+def test_process_one_ignores_a_hangup_where_it_is_told_to(tmp_path: Path) -> None:
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with process_one(tmp_path, ignore + HANDLED.format(block=WAIT)) as (running, pid):
+        os.kill(pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGTERM)
+        running.process.communicate(timeout=60)
+    assert running.process.returncode == 128 + signal.SIGTERM
+
+
 def test_a_stop_that_no_signal_began_ends_by_force_where_no_thread_can_be_started() -> None:
     code = (
         "import asyncio, threading\n"

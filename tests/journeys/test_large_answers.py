@@ -1,6 +1,7 @@
 """Large answers and callbacks are read outside of the event loop and of the commit stream."""
 
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ async def test_a_large_callback_is_shown_in_turn_by_a_thread_that_reads_nothing_
     monkeypatch.setattr(Redactor, "text", note)
     async with opened(tmp_path) as world:
         await world.generate()
-        bodies = [b'"%s"' % (b"%41" * count) for count in (2_000, 100)]
+        bodies = [b'"%s"' % (b"%41" * count) for count in (6_000, 5_000)]
         for body in bodies:
             assert (await world.call_back(content=body)).status_code == 200
         small, shown = [each["id"] for each in (await world.get("/v1/callbacks"))["data"]]
@@ -181,6 +182,8 @@ async def test_a_large_callback_is_shown_in_turn_by_a_thread_that_reads_nothing_
             assert (late.status_code, late.json()["code"]) == (503, "storage_unavailable")
             assert (await world.get(f"/v1/callbacks/{small}"))["body"] == bodies[1].decode()
         assert (await world.get(f"/v1/callbacks/{shown}"))["body"] == bodies[0].decode()
+        monkeypatch.setattr(world.app.context.shown, "_held_bytes", Counter(another=100 << 20))
+        assert (await world.client.get(f"/v1/callbacks/{shown}")).status_code == 503
     own = threading.current_thread().name.split("_")[0]
     assert [threads[len(body)] for body in bodies] == ["reading for clients", own]
 

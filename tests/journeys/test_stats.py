@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.delivery.target import SendError
+from service.model.errors import StorageBusyError
 from service.store import stats
 from service.store.database import Transaction
 from service.store.sqlite.database import Database
@@ -342,6 +343,28 @@ async def test_any_number_of_scrapes_leaves_readers_to_others(
         answers = await asyncio.gather(*(world.client.get("/metrics") for _ in range(3)))
         assert [answer.status_code for answer in answers] == [200] * 3
         assert most == 1
+
+
+async def refuse_turn(*_: object) -> None:
+    raise StorageBusyError("too many others wait for their turn")
+
+
+async def wait_for_turn(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("search", [refuse_turn, wait_for_turn])
+async def test_a_scrape_that_waits_too_long_for_others_is_answered_without_ages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Any
+) -> None:
+    monkeypatch.setattr("service.api.system.AGES_SECONDS", 0.01)
+    async with opened(tmp_path) as world:
+        monkeypatch.setattr(world.app.database, "search", search)
+        async with asyncio.timeout(60):
+            answer = await world.client.get("/metrics")
+    assert answer.status_code == 200
+    assert "genhook_write_queue{" in answer.text
+    assert "genhook_subscribers_owed{" not in answer.text
 
 
 # Many rows

@@ -57,7 +57,7 @@ async def test_bodies_that_wait_are_bounded_in_bytes(monkeypatch: pytest.MonkeyP
         without_a_body = asyncio.create_task(take(0))
         await let_run()
     await without_a_body
-    async with turns.turn("a", 60):
+    async with turns.turn("a", 30):
         waiting = asyncio.create_task(take(40))
         await let_run()
         with pytest.raises(StorageBusyError, match="too many bodies"):
@@ -68,3 +68,40 @@ async def test_bodies_that_wait_are_bounded_in_bytes(monkeypatch: pytest.MonkeyP
         await let_run()
     await last
     assert done == [0, 39]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 200, [100], [33] * 3], ids=["many", "all", "large"])
+async def test_the_bodies_of_a_tenant_leave_room_for_those_of_others(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(turns_module, "HELD_BYTES_MAX", 100)
+    turns, first, done = Turns(1), asyncio.Event(), list[str]()
+
+    async def take(tenant: str, held_bytes: int) -> None:
+        async with turns.turn(tenant, held_bytes):
+            await first.wait()
+            done.append(tenant)
+
+    tasks = [asyncio.create_task(take("busy", size)) for size in sizes]
+    tasks += [asyncio.create_task(take("other", 33))]
+    await let_run()
+    first.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert done.count("busy") == {1: 50, 100: 1, 33: 2}[sizes[0]]
+    assert done.count("other") == 1
+    assert not turns._held_bytes
+
+
+async def test_the_bodies_of_all_tenants_are_bounded_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns_module, "HELD_BYTES_MAX", 100)
+    turns = Turns(1)
+    async with turns.turn("0"):
+        waits = [asyncio.create_task(turns.turn(f"{n}", 40).__aenter__()) for n in range(1, 4)]
+        await let_run()
+        with pytest.raises(StorageBusyError, match="too many bodies"):
+            await turns.turn("4", 1).__aenter__()
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
