@@ -55,9 +55,15 @@ class Ticks:
         right.after_rest = self._look_again
 
     @property
+    def driving(self) -> list[asyncio.Task[None]]:
+        """The drive under way, or the last one."""
+        return [] if self._driving is None else [self._driving]
+
+    @property
     def under_way(self) -> list[asyncio.Task[None]]:
         """The tasks that a stop waits for."""
-        return [task for task in (self._driving, self._right.ending) if task is not None]
+        ending = self._right.ending
+        return self.driving if ending is None else [*self.driving, ending]
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.

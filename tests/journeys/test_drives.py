@@ -414,6 +414,14 @@ async def test_who_let_go_late_looks_again_for_those_who_were_refused(tmp_path: 
         assert not works(world.app)
 
 
+async def until_told(world: Harness) -> None:
+    """On PostgreSQL, wait for the notice of what another process has committed."""
+    ownership: Any = world.app.worker.ownership
+    async with asyncio.timeout(60):
+        while not getattr(ownership, "_told", True):
+            await world.get("/v1/events")
+
+
 async def driving(app: App) -> None:
     """Wait for the drive under way, which may look again for others after its request."""
     task = app.worker.ticks._driving
