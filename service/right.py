@@ -15,6 +15,7 @@ from service.store.database import Ownership
 from service.telemetry import log
 
 _log = log.get()
+AfterRest = Callable[[Collection[int]], Awaitable[None]]
 RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
 
 
@@ -43,10 +44,8 @@ class Right:
         self._sweep = retention.Sweep()
         self.steps_under_way: set[asyncio.Task[int | None]] = set()  # Some outlive their tick.
         self.ending: asyncio.Task[None] | None = None  # Ends the session of the last tick or drive.
-        # Called with the shards that were given up once requests that outlived a tick have ended.
-        self.after_rest: Callable[[Collection[int]], Awaitable[None]]
         self._lock = asyncio.Lock()  # Held while a session begins or ends, and by ticks and drives.
-        self._has_loops = False  # Whether the session is that of the loops.
+        self.has_loops = False  # Whether the session is that of the loops.
         self.session = self.new_session()  # Not open: it takes and starts nothing.
 
     def new_session(self) -> Session:
@@ -55,21 +54,24 @@ class Right:
         return Session(self.context, self.ownership, self.sender, *requests, self._sweep)
 
     @asynccontextmanager
-    async def hold(self, shards: Callable[[], Collection[int]]) -> AsyncIterator[Session | None]:
+    async def hold(
+        self, shards: Callable[[], Collection[int] | None], after_rest: AfterRest
+    ) -> AsyncIterator[Session | None]:
         """Within, a tick or a drive works in a session; None if another process has the right.
 
         `shards` is called once this process does nothing else; of the shards that it returns, the
-        free ones are taken.
-        Requests that are under way by the end go on; after them the session ends.
+        free ones are taken. If it returns None, nothing is left to do.
+        Requests that are under way by the end go on; after them the session ends, and `after_rest`
+        is called with the shards that were given up.
         """
         async with self._lock:
-            if not self._has_loops:
-                session = await self._begin(shards)
+            if not self.has_loops:
+                session = None if shards() is None else await self._begin(shards)
                 try:
                     yield session
                 finally:
                     if session is not None:
-                        await self._end()
+                        await self._end(after_rest)
                 return
         yield self.session if self.ownership.is_held else None
 
@@ -79,14 +81,14 @@ class Right:
         A tick that works here ends first.
         """
         async with self._lock:
-            self._has_loops = await self._begin(None) is not None
-            return self._has_loops
+            self.has_loops = await self._begin(None) is not None
+            return self.has_loops
 
     async def end_loops(self) -> None:
         """Throw the session away, then let other processes work; not the session of a tick."""
         async with self._lock:
-            if self._has_loops:
-                self._has_loops = False
+            if self.has_loops:
+                self.has_loops = False
                 await self._close()
 
     async def settle(self) -> None:
@@ -113,7 +115,7 @@ class Right:
                 return
             await asyncio.sleep(RECORD_AGAIN_SECONDS)  # noqa: TID251  the database fails
 
-    async def _begin(self, shards: Callable[[], Collection[int]] | None) -> Session | None:
+    async def _begin(self, shards: Callable[[], Collection[int] | None] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
         # Ticks of processes that know nothing of each other's polls take turns.
         is_in_turn = shards is not None and self.context.settings.worker == "off"
@@ -133,11 +135,11 @@ class Right:
             if not self.stopping.is_set():  # A stop lets no more attempts start.
                 self.session.resume(is_in_turn=is_in_turn)
         except BaseException:
-            await self._end()
+            await self._end(None)
             raise
         return self.session
 
-    async def _end(self) -> None:
+    async def _end(self, after_rest: AfterRest | None) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
         in_flight = self.submitter.repeated or self.poller.in_flight or self.steps_under_way
@@ -145,9 +147,9 @@ class Right:
         if is_settled and not self.session.debt_seconds():
             await self._close()
         else:
-            self.ending = asyncio.create_task(self._finish(), name="rest of a tick")
+            self.ending = asyncio.create_task(self._finish(after_rest), name="rest of a tick")
 
-    async def _finish(self) -> None:
+    async def _finish(self, after_rest: AfterRest | None) -> None:
         """Wait for the requests under way, then end the session.
 
         Whoever begins next has the lock, cancels the wait and goes on in the session. The end has
@@ -165,7 +167,8 @@ class Right:
         async with self._lock:
             shards = self.ownership.shards
             await self._close()
-        await self.after_rest(shards)
+        if after_rest is not None:
+            await after_rest(shards)
 
     async def _close(self) -> None:
         try:

@@ -7,7 +7,6 @@ cut off is `lost`.
 import asyncio
 import base64
 import contextlib
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from service.model.clock import now_ms
 from service.model.errors import SettingsError, StorageError
 from service.settings import Settings, read_settings
 from service.telemetry import log
+from service.worker import wait_for_all
 
 _log = log.get()
 SCHEDULED = "Scheduled Event"  # The `detail-type` of a schedule's events.
@@ -86,12 +86,15 @@ class Function:
         """Do due work, wait for the requests that it has begun, and return the counts."""
         worker = (await self._start()).worker
         done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
-        await _wait_for([*worker.ticks.under_way, *worker.submitter.in_flight.values()], context)
+        await wait_for_all(worker.under_way, _ends_at(context))
         counts: dict[str, Any] = msgspec.to_builtins(done)
         return counts
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and wait for the submissions in flight."""
+        """Answer a request, and wait for the submissions in flight and a drive that may begin one.
+
+        The rest of its drive is not waited for: an attempt that is cut off is made again.
+        """
         if scope["method"] == "HEAD":  # Mangum sends the body of the answer, as no server does.
             send = partial(_send_without_body, send)
         if scope["aws.event"]["body"] is None:
@@ -104,7 +107,7 @@ class Function:
             await asgi.refuse(scope, send, unavailable("The service could not start."), now_ms())
             return
         await app(scope, receive, send)
-        await _wait_for(app.worker.submitter.in_flight.values(), scope["aws.context"])
+        await wait_for_all(app.worker.submitting, _ends_at(scope["aws.context"]))
 
 
 async def _send_without_body(send: Send, message: Message) -> None:
@@ -122,11 +125,9 @@ def _with_body(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "headers": headers, "body": body, "isBase64Encoded": False}
 
 
-async def _wait_for(tasks: Collection[asyncio.Task[Any]], context: LambdaContext) -> None:
-    """Wait for tasks as long as the function may run."""
-    if tasks:
-        seconds = max(_seconds_left(context) - END_SECONDS, 0)
-        await asyncio.wait(list(tasks), timeout=seconds)
+def _ends_at(context: LambdaContext) -> float:
+    """Return until when the function may wait, by the clock of the event loop."""
+    return asyncio.get_running_loop().time() + _seconds_left(context) - END_SECONDS
 
 
 def _seconds_left(context: LambdaContext) -> float:

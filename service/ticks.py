@@ -52,12 +52,19 @@ class Ticks:
         self._turn_ended = asyncio.Event()
         settings = right.context.settings
         self._drive_seconds = settings.drive_seconds if settings.worker == "off" else 0.0
-        right.after_rest = self._look_again
+        self._may_go_on = False  # Whether a drive may follow beyond the time of its request.
+        self._held = NONE  # The shards of the last turn of a drive, when it ended.
+
+    @property
+    def driving(self) -> list[asyncio.Task[None]]:
+        """The drive under way, or the last one."""
+        return [] if self._driving is None else [self._driving]
 
     @property
     def under_way(self) -> list[asyncio.Task[None]]:
         """The tasks that a stop waits for."""
-        return [task for task in (self._driving, self._right.ending) if task is not None]
+        ending = self._right.ending
+        return self.driving if ending is None else [*self.driving, ending]
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.
@@ -73,24 +80,42 @@ class Ticks:
             self._is_ticking = False
 
     async def _tick(self, ends_at: float) -> WorkCounts:
-        async with self._right.hold(lambda: ALL) as session:
+        async with self._right.hold(lambda: ALL, self._look_again) as session:
             if session is None:
                 return WorkCounts(more=True)
+            self._may_go_on = True
             session.begin_tick()
             steps, has_time = [step for step, _ in session.steps], True
             try:
                 while has_time:
-                    turn_ended = self._begin_turn()
+                    requests = await self._take_up()
                     try:
-                        more = await self._work_until(session, ends_at, steps, is_tick=True)
+                        waiting = asyncio.Event() if requests is None else self._requested
+                        more = await self._work_until(
+                            session, ends_at, steps, waiting, is_tick=True
+                        )
                     finally:
-                        turn_ended.set()
+                        if requests is not None:
+                            requests.set()
                     # Requests that came meanwhile share its next turn.
-                    has_time = self._requested.is_set() and not self._is_over(ends_at)
+                    has_time = waiting.is_set() and not self._is_over(ends_at)
             finally:
                 counts = session.end_tick()
-        await self._look_again(ALL)
+        if not more and not self._right.ownership.is_held:  # Else the rest of it looks.
+            more = await self._others_committed()
         return WorkCounts(**counts, more=more)
+
+    async def _take_up(self) -> asyncio.Event | None:
+        """Let a tick work for the requests that wait now; return the event to set after its turn.
+
+        None if other processes hold shards of theirs: a drive tries again after the tick.
+        """
+        if missing := self._shards - self._right.ownership.shards:
+            await self._right.ownership.acquire(missing)
+        if not self._shards <= self._right.ownership.shards:
+            return None
+        self._shards.clear()
+        return self._begin_turn()
 
     async def drive(self, seconds: float, shard: int) -> None:
         """Do the due work of a shard; return after its turn, after `seconds`, or at a stop.
@@ -100,6 +125,7 @@ class Ticks:
         if self._right.stopping.is_set():
             return
         self._drive_ends_at = asyncio.get_running_loop().time() + seconds
+        self._may_go_on = True
         turn_ended = self._turn_ended
         self._request({shard})
         await wait_for(turn_ended, seconds)
@@ -111,22 +137,33 @@ class Ticks:
         if self._driving is None or self._driving.done():
             self._driving = asyncio.create_task(self._drive(), name="drive")
 
-    async def _look_again(self, shards: Collection[int]) -> None:
-        """After a tick, or after requests that outlived it: drive if others have committed.
+    async def _look_again(self, held: Collection[int]) -> None:
+        """After a turn, or after requests that outlived one: drive if others have committed.
 
-        Whoever was refused these shards meanwhile had committed before.
+        Whoever was refused these shards meanwhile had committed before. Beyond its time, a request
+        or a tick is followed by one drive: else the commits of others keep a process at work.
         """
-        if not self._drive_seconds or self._right.stopping.is_set():
+        now = asyncio.get_running_loop().time()
+        has_time = now < self._drive_ends_at
+        # While it holds shards, requests are under way: it looks once they have ended.
+        may_go_on = self._may_go_on and not self._right.ownership.is_held
+        if not self._drive_seconds or self._right.stopping.is_set() or not (has_time or may_go_on):
             return
         try:
-            is_wanted = await self._right.ownership.other_process_committed()
+            is_wanted = await self._others_committed()
         except StorageError as problem:  # The rows stay due for the next request or tick.
             _log.warning("drive.failed", error=repr(problem))
             return
         if is_wanted:
-            ends_at = asyncio.get_running_loop().time() + self._drive_seconds
-            self._drive_ends_at = max(self._drive_ends_at, ends_at)
-            self._request(shards)
+            if not has_time:
+                self._may_go_on, self._drive_ends_at = False, now + self._drive_seconds
+            self._request(held)
+
+    async def _others_committed(self) -> bool:
+        """Whether another process has committed; False beside loops, which look themselves."""
+        if self._right.has_loops:
+            return False
+        return await self._right.ownership.other_process_committed(is_known=True)
 
     async def _drive(self) -> None:
         """Take turns while requests wait for one, or other processes commit without working.
@@ -135,15 +172,14 @@ class Ticks:
         commits once more after it has released the right. On PostgreSQL it may release the right
         before it is notified, so the process that gave up tries once more after HEARD_SECONDS.
         """
-        loop, ownership = asyncio.get_running_loop(), self._right.ownership
         may_try_again = True
         try:
             while self._requested.is_set() and not self._right.stopping.is_set():
                 outcome = await self._drive_once()
-                has_time = outcome != "refused" and loop.time() < self._drive_ends_at
-                if has_time and await ownership.other_process_committed():
-                    self._requested.set()
-                if outcome != "worked" and may_try_again and not self._requested.is_set():
+                if outcome in ("worked", "missing"):
+                    await self._look_again(self._held)
+                is_refused = outcome in ("missing", "refused")
+                if is_refused and may_try_again and not self._requested.is_set():
                     may_try_again = False
                     self._requested.set()
                     await wait_for(self._right.stopping, HEARD_SECONDS)
@@ -161,11 +197,16 @@ class Ticks:
         self._requested.clear()
         return turn_ended
 
-    async def _drive_once(self) -> Literal["worked", "missing", "refused"]:
-        """Take a turn; "missing": it has worked, but others hold shards that it needs."""
+    async def _drive_once(self) -> Literal["worked", "missing", "refused", "served"]:
+        """Take a turn; "missing": it has worked, but others hold shards that it needs.
+
+        "served": a tick has worked for all requests.
+        """
         turn_ended = self._turn_ended
         try:
-            async with self._right.hold(self._missing_shards) as session:
+            async with self._right.hold(self._wanted_shards, self._look_again) as session:
+                if not self._requested.is_set():
+                    return "served"
                 turn_ended = self._begin_turn()
                 if session is None:
                     return "refused"
@@ -176,10 +217,17 @@ class Ticks:
                     if held == (held := self._right.ownership.shards):
                         break  # Else its work may have made rows of others due.
                     ends_at = self._drive_ends_at
-                    more = await self._work_until(session, ends_at, steps, is_tick=False)
+                    more = await self._work_until(
+                        session, ends_at, steps, self._requested, is_tick=False
+                    )
+                self._held = held
                 return "missing" if self._missing_shards() else "worked"
         finally:
             turn_ended.set()  # A platform may stop the process once its requests are answered.
+
+    def _wanted_shards(self) -> set[int] | None:
+        """Return the shards to take; None once a tick has worked for all requests."""
+        return self._missing_shards() if self._requested.is_set() else None
 
     def _missing_shards(self) -> set[int]:
         """Return the shards that the drive needs and does not hold."""
@@ -188,11 +236,20 @@ class Ticks:
         return self._shards - self._right.ownership.shards
 
     async def _work_until(
-        self, session: Session, ends_at: float, steps: Iterable[Step], *, is_tick: bool
+        self,
+        session: Session,
+        ends_at: float,
+        steps: Iterable[Step],
+        requested: asyncio.Event,
+        *,
+        is_tick: bool,
     ) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
 
         Return whether rows are due. A step that fails is left out from then on.
+
+        After a tick has waited, rows of others may be due: it looks for commits. A drive does so
+        after its turn.
         """
         loop = asyncio.get_running_loop()
         # Look at the rows first: the session may be that of an earlier tick.
@@ -200,13 +257,14 @@ class Ticks:
         count, attempted = len(steps), -1
         while True:
             try:
-                is_due, is_settled = await self._run_steps(steps, ends_at, is_tick=is_tick)
+                is_due, is_settled = await self._run_steps(steps, ends_at, requested)
             except TimeoutError:
                 return True
+            is_due = is_due or (is_tick and await self._others_committed())
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds(session) if is_tick else None
             more = is_due or len(steps) < count or held_up_seconds is not None
-            if self._requested.is_set() or self._is_over(ends_at):
+            if requested.is_set() or self._is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
                 attempted, before = session.dispatcher.attempted, attempted
@@ -215,7 +273,7 @@ class Ticks:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await self._wait(None, min(ends_at, loop.time() + seconds), self._requested)
+                await self._wait(None, min(ends_at, loop.time() + seconds), requested)
 
     def _is_over(self, ends_at: float) -> bool:
         return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
@@ -227,18 +285,15 @@ class Ticks:
         return None if until is None else (until - now) / SECOND
 
     async def _run_steps(
-        self, steps: list[Step], ends_at: float, *, is_tick: bool
+        self, steps: list[Step], ends_at: float, requested: asyncio.Event
     ) -> tuple[bool, bool]:
         """Run every step once; wait until the requests that it starts end, or more rows are due.
 
         So a receiver that hangs holds up no other work. Return whether rows are due, and whether
         those requests have ended. TimeoutError if a step does not end in time.
-
-        After a tick has waited, rows of others may be due: it looks again. A drive does not, as
-        whoever has made such rows due drives as well.
         """
-        clock, dispatcher = self._right.context.clock, self._right.session.dispatcher
-        now, attempted = clock(), dispatcher.attempted
+        clock = self._right.context.clock
+        now = clock()
         due_times: list[int | None] = []
         for step in [*steps]:
             try:
@@ -248,14 +303,11 @@ class Ticks:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
                 steps.remove(step)
-        has_waited = bool(self._right.submitter.repeated or self._right.poller.in_flight)
         settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
-        await self._wait(settling, self._round_ends_at(due_times, ends_at), self._requested)
+        await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
         is_settled = settling.done()
         settling.cancel()
-        has_waited = has_waited or dispatcher.attempted > attempted
         is_due = any(at is not None and at <= clock() for at in due_times)
-        is_due = is_due or (is_tick and has_waited)
         return is_due or bool(self._right.submitter.repeated), is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:

@@ -4,7 +4,7 @@ Other processes stand by and take over within a second of its death. Only this m
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from service.context import Context, wait_for
@@ -92,13 +92,8 @@ class Worker:
 
         The rows of cancelled work are due after a restart, as after a crash.
         """
-        waited: set[asyncio.Task[Any]] = set()
-        # Again for those that began meanwhile: a drive may leave the rest of its work to a task.
-        # And a task that was cancelled before it began could not record that nothing was sent.
-        while new := self._under_way() - waited:
-            await _wait(new, ends_at)
-            waited |= new
-        late = [task for task in waited if not task.done()]
+        # A task that was cancelled before it began could not record that nothing was sent.
+        late = await wait_for_all(self.under_way, ends_at)
         if late:
             _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
         for task in late:
@@ -106,11 +101,19 @@ class Worker:
         if late:  # They record submissions that were not sent, unless the disk hangs.
             await asyncio.wait(late, timeout=RECORD_SECONDS)
 
-    def _under_way(self) -> set[asyncio.Task[Any]]:
+    def under_way(self) -> set[asyncio.Task[Any]]:
         """Return the tasks that a stop waits for, requests of clients who hung up included."""
         requests = (*self.submitter.in_flight.values(), *self.poller.in_flight.values())
         loops = () if self.task is None else (self.task,)
         return {*loops, *self.ticks.under_way, *self.right.steps_under_way, *requests}
+
+    def submitting(self) -> set[asyncio.Task[Any]]:
+        """Return the submissions under way, and what may begin one: a drive, and its steps."""
+        return {
+            *self.ticks.driving,
+            *self.right.steps_under_way,
+            *self.submitter.in_flight.values(),
+        }
 
     async def run(self) -> None:
         """Work while this process has the right to, until `stop`; then await the requests."""
@@ -198,12 +201,20 @@ class Worker:
             await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
 
 
-async def _wait(tasks: Iterable[asyncio.Task[Any]], ends_at: float) -> None:
-    """Wait for all tasks until `ends_at` of the loop's clock."""
-    under_way = [task for task in tasks if not task.done()]
-    if under_way:
+async def wait_for_all(
+    under_way: Callable[[], set[asyncio.Task[Any]]], ends_at: float
+) -> list[asyncio.Task[Any]]:
+    """Wait until `ends_at` of the loop's clock for what is under way; return what has not ended.
+
+    Again for the tasks that began meanwhile: a drive may leave the rest of its work to one, and
+    that rest may begin a drive.
+    """
+    waited: set[asyncio.Task[Any]] = set()
+    while new := under_way() - waited:
         seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
-        await asyncio.wait(under_way, timeout=seconds)
+        await asyncio.wait(new, timeout=seconds)
+        waited |= new
+    return [task for task in waited if not task.done()]
 
 
 async def _sleep(signal: asyncio.Event, seconds: float) -> None:

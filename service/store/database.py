@@ -196,5 +196,8 @@ class Ownership(Protocol):
     async def holders(self) -> Mapping[str, frozenset[int]]:
         """Return the shards of every process that works on the database, by its name."""
 
-    async def other_process_committed(self) -> bool:
-        """True if another process has committed since the last call."""
+    async def other_process_committed(self, *, is_known: bool = False) -> bool:
+        """True if another process has committed since the last call, or may have.
+
+        With `is_known` only if that is known: so no process works on and on because time passes.
+        """

@@ -156,7 +156,7 @@ async def test_a_drive_whose_look_for_commits_fails_lets_go(
         worker, look = world.app.worker, world.app.worker.ownership.other_process_committed
         looks: list[bool] = []
 
-        async def fail() -> bool:
+        async def fail(**_: object) -> bool:
             looks.append(worker.ownership.is_held)
             if edge == "between its turns" and len(looks) == 1:
                 worker.ticks._requested.set()  # Another request has come: the session goes on.
@@ -412,6 +412,14 @@ async def test_who_let_go_late_looks_again_for_those_who_were_refused(tmp_path: 
         await driving(world.app)
         assert world.upstream.polls == ["task1"]
         assert not works(world.app)
+
+
+async def until_told(world: Harness) -> None:
+    """On PostgreSQL, wait for the notice of what another process has committed."""
+    ownership: Any = world.app.worker.ownership
+    async with asyncio.timeout(60):
+        while not getattr(ownership, "_told", True):
+            await world.get("/v1/events")
 
 
 async def driving(app: App) -> None:

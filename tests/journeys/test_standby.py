@@ -123,7 +123,7 @@ async def test_a_worker_that_takes_over_during_a_stop_starts_no_attempt(tmp_path
         while not worker.right._lock._waiters:
             await world.get("/v1/events")
         stopping = asyncio.create_task(world.app.stop())
-        while not worker.right._has_loops:
+        while not worker.right.has_loops:
             await world.app.database.schema_problem()
         gate.is_open.set()
         await stopping

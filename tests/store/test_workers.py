@@ -18,7 +18,8 @@ from service.store.shards import ALL, shard_of
 from service.store.vault import Vault
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
-from tests.journeys.gates import Counting, Gate
+from tests.journeys.gates import Counting, Gate, queue_answers
+from tests.journeys.test_drives import submit_without_a_drive
 from tests.store.test_postgres import connected
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -238,6 +239,40 @@ async def test_a_drive_takes_the_shards_of_its_generation_and_of_its_lanes_only(
         generation = await submitting
         assert held == {shard_of(subscriber["id"]), shard_of(generation["id"])}
         await until(world, lambda: not world.app.worker.ownership.is_held)
+        await other.stop()
+
+
+async def test_a_request_is_not_answered_for_a_tick_that_lacks_its_shard(tmp_path: Path) -> None:
+    async with opened(tmp_path, worker="off", drive_seconds=60.0) as world:
+        other = world.new_app()
+        await other.start(worker=False)
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        gate = Gate()
+        while True:
+            subscriber = await world.subscribe(event_types=["generation.submitted"])
+            if shard_of(subscriber["id"]) != shard_of(generation["id"]):
+                break
+            await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
+        queue_answers(world, gate)
+        await submit_without_a_drive(world)
+        assert await other.worker.ownership.acquire({shard_of(generation["id"])})
+        worker = world.app.worker
+        tick = asyncio.create_task(worker.tick(60))
+        await gate.wait_for(1)
+        assert worker.ownership.shards == ALL - {shard_of(generation["id"])}
+        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
+        async with asyncio.timeout(60):
+            while not worker.ticks._requested.is_set():
+                await world.get("/v1/events")
+        for _ in range(3):  # By now the tick has heard of it.
+            await world.get("/v1/events")
+        await other.worker.ownership.release()
+        gate.is_open.set()
+        assert (await calling).status_code == 200
+        assert world.upstream.polls == ["task1"]
+        await tick
+        await until(world, lambda: not worker.ownership.is_held)
         await other.stop()
 
 

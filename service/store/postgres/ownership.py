@@ -128,11 +128,14 @@ class ShardLocks:
             if self._locked or self._is_worker:
                 await self._run_round((), BEAT_SECONDS_MAX)
 
-    async def other_process_committed(self) -> bool:
-        """True if another process may have committed: it sent a notice, or LOOK_SECONDS are up."""
+    async def other_process_committed(self, *, is_known: bool = False) -> bool:
+        """True if another process may have committed: it sent a notice, or LOOK_SECONDS are up.
+
+        With `is_known` only if it sent a notice.
+        """
         now = asyncio.get_running_loop().time()
         is_told = not self._told.isdisjoint(self.shards or self._interests)
-        is_due = is_told or now - self._looked_at >= LOOK_SECONDS
+        is_due = is_told or (not is_known and now - self._looked_at >= LOOK_SECONDS)
         if is_due:
             self._told, self._looked_at = set(), now
         return is_due

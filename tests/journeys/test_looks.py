@@ -1,0 +1,158 @@
+"""Who works looks for what others have committed: while a tick waits, and after it has let go."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.right import Right
+from tests.harness import Harness, success_report
+from tests.journeys.gates import Gate, queue_answers, tick_until_asked
+from tests.journeys.test_drives import (
+    beside,
+    driven,
+    driving,
+    submit_without_a_drive,
+    until_told,
+    works,
+)
+
+LOOK_SECONDS = "service.store.postgres.ownership.LOOK_SECONDS"
+
+
+async def rest(world: Harness) -> None:
+    """Wait for the requests that outlived a tick or drive, and for what follows them."""
+    ticks = world.app.worker.ticks
+    async with asyncio.timeout(60):
+        while under_way := [task for task in ticks.under_way if not task.done()]:
+            await asyncio.wait(under_way)
+
+
+async def begin_a_rest(world: Harness, gate: Gate) -> None:
+    """Let an attempt of a tick wait at the gate when the tick is over."""
+    queue_answers(world, gate)
+    await world.subscribe(event_types=["generation.submitted"])
+    await submit_without_a_drive(world)
+    await tick_until_asked(world, gate)
+
+
+async def test_after_a_rest_nothing_is_driven_because_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL a worker looks every few seconds, as a notice may be lost."""
+    monkeypatch.setattr(LOOK_SECONDS, 0)
+    # A process hears those of its own as well, and may hear them late.
+    monkeypatch.setattr("service.store.postgres.notices.Notices.plan", lambda *_: None)
+    async with driven(tmp_path) as world:
+        gate = Gate()
+        await begin_a_rest(world, gate)
+        gate.is_open.set()
+        await rest(world)
+        assert world.app.worker.ticks.driving == []
+        assert not works(world.app)
+
+
+async def test_a_tick_does_not_say_that_more_is_due_because_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOOK_SECONDS, 0)
+    async with driven(tmp_path) as world:
+        async with asyncio.timeout(60):  # Retention may take several ticks on a busy machine.
+            while (await world.app.worker.tick(60)).more:
+                pass
+
+
+async def test_commits_of_others_keep_a_process_at_work_once_beyond_the_time_of_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def always(**_: object) -> bool:
+        return True
+
+    async with driven(tmp_path, drive_seconds=0.1) as world:
+        await world.generate()
+        monkeypatch.setattr(world.app.worker.ownership, "other_process_committed", always)
+        await world.generate()
+        await rest(world)
+        assert not works(world.app)
+
+
+async def test_a_tick_says_that_more_is_due_if_others_commit_while_it_lets_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(tmp_path) as world, beside(world) as other:
+        await submit_without_a_drive(world)
+        world.upstream.finish("task1")
+        worker = world.app.worker
+        while (await worker.tick(60)).more:
+            pass
+        close = worker.right._close
+
+        async def close_late() -> None:
+            monkeypatch.undo()
+            url = world.upstream.callback_url(0)
+            assert (await other.post(url, json=success_report("task1"))).status_code == 200
+            await driving(other._transport.app)  # type: ignore[attr-defined]
+            await until_told(world)
+            await close()
+
+        monkeypatch.setattr(worker.right, "_close", close_late)
+        assert (await worker.tick(60)).more
+        assert (worker.ticks.driving, world.upstream.polls) == ([], [])
+        await worker.tick(60)
+        assert world.upstream.polls == ["task1"]
+
+
+async def test_a_drive_in_the_rest_of_a_tick_looks_again_in_every_shard_that_it_held(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path) as world, beside(world) as other:
+        for task in ("task1", "task2"):
+            await world.generate()
+            world.upstream.finish(task)
+        gate = Gate()
+        await begin_a_rest(world, gate)
+        asked = asyncio.Event()
+        world.upstream.on_poll = lambda _task_id: asked.set()
+        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
+        await asked.wait()
+        url = world.upstream.callback_url(1)
+        assert (await other.post(url, json=success_report("task2"))).status_code == 200
+        await driving(other._transport.app)  # type: ignore[attr-defined]
+        await until_told(world)
+        assert world.upstream.polls == ["task1"]
+        gate.is_open.set()
+        await calling
+        await rest(world)
+        assert world.upstream.polls == ["task1", "task2"]
+        assert not works(world.app)
+
+
+async def test_no_drive_repeats_what_a_tick_has_done_for_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    begin = Right._begin
+
+    async def counted(right: Right, shards: Any) -> Any:
+        begun.append(shards)
+        return await begin(right, shards)
+
+    async with driven(tmp_path) as world:
+        await world.generate()
+        world.upstream.finish("task1")
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(event_types=["generation.submitted"])
+        await submit_without_a_drive(world)
+        monkeypatch.setattr(Right, "_begin", counted)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        asked = asyncio.Event()
+        world.upstream.on_poll = lambda _task_id: asked.set()
+        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
+        await asked.wait()
+        gate.is_open.set()
+        await asyncio.gather(tick, calling)
+        await driving(world.app)
+        assert len(begun) == 1
