@@ -113,7 +113,10 @@ class Right:
             await self.settle()
             if dispatcher.is_settled:
                 return
-            await asyncio.sleep(RECORD_AGAIN_SECONDS)  # noqa: TID251  the database fails
+            if self.stopping.is_set():
+                await asyncio.sleep(RECORD_AGAIN_SECONDS)  # noqa: TID251  the database fails
+            else:
+                await wait_for(self.stopping, RECORD_AGAIN_SECONDS)
 
     async def _begin(self, shards: Callable[[], Collection[int] | None] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""

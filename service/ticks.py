@@ -198,10 +198,7 @@ class Ticks:
         return turn_ended
 
     async def _drive_once(self) -> Literal["worked", "missing", "refused", "served"]:
-        """Take a turn; "missing": it has worked, but others hold shards that it needs.
-
-        "served": a tick has worked for all requests.
-        """
+        """Take a turn; "missing": others hold shards that it needs; "served": a tick has worked."""
         turn_ended = self._turn_ended
         try:
             async with self._right.hold(self._wanted_shards, self._look_again) as session:

@@ -128,6 +128,8 @@ class Worker:
                     _log.error("worker.lost_its_right")
                     await self.end_session()
             await self.right.finish()
+            # Who takes over asks about submissions at once: their process has ended by then.
+            await self.submitter.settle()
         except Exception:
             _log.exception("worker.failed")
             raise

@@ -153,6 +153,51 @@ async def test_a_stop_tries_again_to_record_an_attempt_until_it_has_to_end(
         assert (await delivery(world))["status"] == "delivered"
 
 
+async def test_who_waits_to_record_an_attempt_hears_of_a_stop_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(right, "RECORD_AGAIN_SECONDS", 3_600)
+    async with opened(tmp_path, shutdown_seconds=60) as world:
+        gate, worker = Gate(), world.app.worker
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        await world.generate()
+        await tick_until_asked(world, gate)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.app.database, "write_batched", fail)
+            gate.is_open.set()
+            while not worker.dispatcher.unrecorded:
+                await world.get("/v1/events")
+            for _ in range(3):  # By now its rest waits to try again.
+                await world.get("/v1/events")
+        await world.app.stop()
+        world.app = world.new_app()
+        await world.app.start(worker=False)
+        assert (await delivery(world))["status"] == "delivered"
+
+
+async def test_a_worker_keeps_its_right_until_its_submissions_have_ended(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=60) as world:
+        upstream, worker = HangingUpstream(world), world.app.worker
+        worker.start()
+        creating = asyncio.create_task(world.generate())
+        await upstream.asked.wait()
+        while not worker.ownership.is_held:
+            await world.get("/v1/events")
+        worker.stop()
+        for _ in range(5):  # By now all loops have ended.
+            await world.get("/v1/events")
+        assert worker.is_alive
+        assert worker.ownership.is_held
+        upstream.answers.set()
+        await creating
+        await world.app.stop()
+        await world.app.start(worker=False)
+
+
 @pytest.mark.parametrize("edge", ["raises", "hangs"])
 async def test_a_stop_closes_the_database_whatever_else_cannot_be_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
