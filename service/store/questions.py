@@ -4,7 +4,7 @@ from service.store.database import Transaction
 from service.store.rows import read_number
 
 AT_ONCE_US = 10_000  # Unused rate is kept for so long, in microseconds.
-AHEAD_US = 1_000_000  # That another machine's clock may be ahead.
+AHEAD_US = 5_000_000  # That another machine's clock may be ahead.
 
 
 async def take(tx: Transaction, count: int, rate_per_second: float) -> int:

@@ -167,7 +167,9 @@ class Deliveries(Harness):
             self.app = mine
             if "active" in (before, status):
                 known.status = "active"
+            trouble, self.trouble = self.trouble, 0.0  # Else it may not learn of it yet.
             await self._look()
+            self.trouble = trouble
             known.status = status
 
     async def change_cap(self) -> None:
