@@ -26,16 +26,16 @@ class Proof(msgspec.Struct, frozen=True):
     reading: Reading | None  # None if the body is not readable.
 
 
-def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
+def read_end(arrival: callbacks.Arrival, *, is_proof: bool = False) -> wire.Report | None:
     """Read the body of a callback, and note whether it reports an end."""
-    report = wire.read_callback(arrival.body)
+    report = wire.read_callback(arrival.body, is_proof=is_proof)
     arrival.reports_end = report is not None and report.reports_end
     return report
 
 
 def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
-    report = read_end(arrival)
+    report = read_end(arrival, is_proof=True)
     if report is None:
         return Proof(arrival, None)
     arrival.readable |= report.is_proof  # Its JSON may be read although it is not strict.

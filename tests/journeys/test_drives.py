@@ -348,6 +348,15 @@ async def submit_without_a_drive(world: Harness) -> None:
     await world.app.worker.submitter.settle()
 
 
+async def call_back_until_polled(world: Harness) -> asyncio.Task[httpx.Response]:
+    """Begin a callback of the first task; return once upstream is asked about it."""
+    asked = asyncio.Event()
+    world.upstream.on_poll = lambda _task_id: asked.set()
+    calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
+    await asked.wait()
+    return calling
+
+
 async def test_a_tick_works_for_the_requests_of_its_process_while_a_receiver_hangs(
     tmp_path: Path,
 ) -> None:
@@ -360,10 +369,7 @@ async def test_a_tick_works_for_the_requests_of_its_process_while_a_receiver_han
         await submit_without_a_drive(world)
         tick = asyncio.create_task(world.app.worker.tick(60))
         await gate.wait_for(1)
-        asked = asyncio.Event()
-        world.upstream.on_poll = lambda _task_id: asked.set()
-        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
-        await asked.wait()
+        calling = await call_back_until_polled(world)
         assert gate.waiting == 1
         assert not tick.done()
         gate.is_open.set()

@@ -11,6 +11,7 @@ from tests.harness import Harness, success_report
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
 from tests.journeys.test_drives import (
     beside,
+    call_back_until_polled,
     driven,
     driving,
     submit_without_a_drive,
@@ -112,10 +113,7 @@ async def test_a_drive_in_the_rest_of_a_tick_looks_again_in_every_shard_that_it_
             world.upstream.finish(task)
         gate = Gate()
         await begin_a_rest(world, gate)
-        asked = asyncio.Event()
-        world.upstream.on_poll = lambda _task_id: asked.set()
-        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
-        await asked.wait()
+        calling = await call_back_until_polled(world)
         url = world.upstream.callback_url(1)
         assert (await other.post(url, json=success_report("task2"))).status_code == 200
         await driving(other._transport.app)  # type: ignore[attr-defined]
@@ -148,10 +146,7 @@ async def test_no_drive_repeats_what_a_tick_has_done_for_its_request(
         monkeypatch.setattr(Right, "_begin", counted)
         tick = asyncio.create_task(world.app.worker.tick(60))
         await gate.wait_for(1)
-        asked = asyncio.Event()
-        world.upstream.on_poll = lambda _task_id: asked.set()
-        calling = asyncio.create_task(world.call_back(success_report("task1"), 0))
-        await asked.wait()
+        calling = await call_back_until_polled(world)
         gate.is_open.set()
         await asyncio.gather(tick, calling)
         await driving(world.app)

@@ -77,6 +77,16 @@ async def test_our_own_end_is_not_held_against_a_receiver(tmp_path: Path) -> Non
         assert (stored["status"], stored["attempts"]) == ("pending", [])
 
 
+async def stop_and_start(world: Harness, gate: Gate) -> None:
+    """Stop a service whose receiver answers during the stop, then start another one."""
+    stopping = asyncio.create_task(world.app.stop())
+    await asyncio.wait([stopping], timeout=0)
+    gate.is_open.set()
+    await stopping
+    world.app = world.new_app()
+    await world.app.start(worker=False)
+
+
 async def test_work_under_way_may_finish_until_the_deadline(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         gate = Gate()
@@ -85,12 +95,7 @@ async def test_work_under_way_may_finish_until_the_deadline(tmp_path: Path) -> N
         world.app.worker.start()
         await world.generate()
         await gate.wait_for(1)
-        stopping = asyncio.create_task(world.app.stop())
-        await asyncio.wait([stopping], timeout=0)
-        gate.is_open.set()
-        await stopping
-        world.app = world.new_app()
-        await world.app.start(worker=False)
+        await stop_and_start(world, gate)
         assert (await delivery(world))["status"] == "delivered"
 
 
@@ -144,12 +149,7 @@ async def test_a_stop_tries_again_to_record_an_attempt_until_it_has_to_end(
         worker.start()
         await world.generate()
         await gate.wait_for(1)
-        stopping = asyncio.create_task(world.app.stop())
-        await asyncio.wait([stopping], timeout=0)
-        gate.is_open.set()
-        await stopping
-        world.app = world.new_app()
-        await world.app.start(worker=False)
+        await stop_and_start(world, gate)
         assert (await delivery(world))["status"] == "delivered"
 
 
