@@ -67,7 +67,7 @@ async def jump(folder: Path, seed: str, repeat: str) -> Outcome:
         offset = folder / "offset"
         offset.write_text("0")
         clock = MovedClock(offset, outcome)
-        world.subscribers.clocks = clock.times
+        world.subscribers.clocks = world.provider.clocks = clock.times
         await world.start(SUBJECT, CHAOS_OFFSET=str(offset))
         clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
         for _ in range(JUMPS):

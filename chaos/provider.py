@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
+import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +69,7 @@ class Provider:
         self.hangs = False  # Nothing is answered, and no task is made.
         self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
+        self.clocks: Callable[[], list[float]] = lambda: [time.time()]  # Of the service.
         self.polled_at: list[float] = []  # By the clock of the loop.
         self._numbers = 0
         self._running: set[asyncio.Task[Any]] = set()
@@ -190,11 +193,22 @@ class Provider:
                 if 200 <= answer.status_code < 300:
                     self.acknowledged.add(content)
                     return
+                if answer.status_code == 404 and self.is_expired(task.callback_url):
+                    self.faults["callback expired"] += 1
+                    return
                 if answer.status_code < 500:
                     self.wrong_answers.append(f"callback {content[:200]!r}: {answer.status_code}")
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 1.6, 1.0)
+
+    def is_expired(self, callback_url: str) -> bool:
+        """Return whether the URL's token has expired by a clock of the service.
+
+        A URL that was minted while the clock was weeks behind has, once the clock is right.
+        """
+        expires_at = int(callback_url.rpartition(".")[0].rpartition(".")[2])
+        return max(self.clocks()) >= expires_at
 
     async def send_forged_callback(self, task: Task) -> None:
         """Send a callback with a guessed token: the answer must be 404 and the body ignored."""

@@ -1,5 +1,6 @@
-"""The tries of `python -m chaos` can be repeated by the names that the docs and its output give."""
+"""The attacks of `python -m chaos`: names that repeat a try, and what they take as a fault."""
 
+import random
 import re
 import shlex
 from contextlib import nullcontext
@@ -7,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from chaos import __main__ as chaos
 from chaos import kill, plan
 from chaos.outcome import Outcome
+from chaos.provider import Provider, Task
+from service.upstream.callback_url import CallbackTokens
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (*(ROOT / "docs").glob("*.md"), ROOT / "README.md")
@@ -58,3 +62,22 @@ def test_a_wrong_name_of_a_try_lists_those_of_its_suite(
     assert "kill has no try 'nothing'. It has:\n  before migrate\n" in error
     assert "A try of simulation is a seed" in error
     assert not tried
+
+
+@pytest.mark.parametrize("clock_seconds", [1_000.0, 3_000.0])
+async def test_the_refusal_of_a_callback_is_a_fault_unless_its_token_expired_by_a_moved_clock(
+    clock_seconds: float,
+) -> None:
+    provider = Provider(random.Random(0))
+    await provider.outside.aclose()
+    provider.outside = httpx.AsyncClient(
+        transport=httpx.MockTransport(lambda _: httpx.Response(404))
+    )
+    provider.clocks = lambda: [0.0, clock_seconds]
+    token = CallbackTokens(["k" * 32], "apiinone").mint("gen_1", "nonce", 2_000_000)
+    task = Task("task-1", "prompt", f"http://genhook.example/callbacks/apiinone/{token}", "failed")
+    await provider.send_callback(task, task.data())
+    is_refused_rightly = clock_seconds >= 2_000
+    assert len(provider.wrong_answers) == (0 if is_refused_rightly else 1)
+    assert provider.faults["callback expired"] == (1 if is_refused_rightly else 0)
+    await provider.close()
