@@ -51,7 +51,10 @@ def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
 
 
 class App:
-    """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
+    """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router.
+
+    accepts: whether this process accepts connections, which need descriptors.
+    """
 
     worker: Worker  # `start` makes it.
 
@@ -59,12 +62,13 @@ class App:
         self,
         settings: Settings,
         *,
+        accepts: bool = False,
         clock: Clock = now_ms,
         jitter: Callable[[], float] = random.random,
         transport: Transport | None = None,
         sender: Sender | None = None,
     ) -> None:
-        self.settings = settings = descriptors.raise_limit(settings)
+        self.settings = settings = descriptors.raise_limit(settings, accepts=accepts)
         self.database, self._ownership = new_store(settings, clock)
         self.context = Context(
             settings=settings,

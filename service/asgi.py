@@ -93,7 +93,7 @@ class Entry:
             cut = partial(_cut_secrets, make_redactor(self._settings))
             logging.getLogger("uvicorn.access").addFilter(cut)  # By default it logs each path.
             self._has_log = True
-        app = App(self._settings)
+        app = App(self._settings, accepts=True)
         await app.start()
         app.worker.when_ended(partial(_end_process_if_failed, app))
         return app

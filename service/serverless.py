@@ -85,8 +85,10 @@ class Function:
     async def _tick(self, context: LambdaContext) -> dict[str, Any]:
         """Do due work, wait for the requests that it has begun, and return the counts."""
         worker = (await self._start()).worker
-        done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
-        await wait_for_all(worker.under_way, _ends_at(context))
+        try:
+            done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
+        finally:
+            await wait_for_all(worker.under_way, _ends_at(context))
         counts: dict[str, Any] = msgspec.to_builtins(done)
         return counts
 
@@ -106,8 +108,10 @@ class Function:
             _log.error("start.failed", error=str(error))
             await asgi.refuse(scope, send, unavailable("The service could not start."), now_ms())
             return
-        await app(scope, receive, send)
-        await wait_for_all(app.worker.submitting, _ends_at(scope["aws.context"]))
+        try:
+            await app(scope, receive, send)
+        finally:
+            await wait_for_all(app.worker.submitting, _ends_at(scope["aws.context"]))
 
 
 async def _send_without_body(send: Send, message: Message) -> None:

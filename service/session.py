@@ -45,7 +45,8 @@ class Session:
     """The lanes with their slots, the steps of the loops, and what was seen of other processes.
 
     steps: functions that do due work, each with the signal that wakes its loop; `loops` adds
-    `watch`. drive_steps: those for the rows that a request makes due.
+    `watch`. tick_steps: the same functions. drive_steps: those for the rows that a request makes
+    due.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class Session:
             (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, attempts_due),
         )
-        self.drive_steps = tuple(step for step, _ in (*self.steps[:2], self.steps[-1]))
+        self.tick_steps = tuple(step for step, _ in self.steps)
+        self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])
         self.loops: tuple[tuple[Step, asyncio.Event], ...] = (
             *self.steps,
             (self.watch, asyncio.Event()),

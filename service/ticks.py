@@ -6,7 +6,7 @@ Both need the right to work, and do nothing while another process has it.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -47,6 +47,7 @@ class Ticks:
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Of the requests that the drive works for.
+        self._may_try_again = False  # Whether the drive, once refused, is to try once more.
         self._requested = asyncio.Event()  # Set: requests wait for the next turn.
         # Set at the end of the turn that takes up the requests that wait now.
         self._turn_ended = asyncio.Event()
@@ -85,14 +86,15 @@ class Ticks:
                 return WorkCounts(more=True)
             self._may_go_on = True
             session.begin_tick()
-            steps, has_time = [step for step, _ in session.steps], True
+            failed: set[Step] = set()
             try:
+                has_time = True
                 while has_time:
                     requests = await self._take_up()
                     try:
                         waiting = asyncio.Event() if requests is None else self._requested
                         more = await self._work_until(
-                            session, ends_at, steps, waiting, is_tick=True
+                            session, ends_at, failed, waiting, is_tick=True
                         )
                     finally:
                         if requests is not None:
@@ -101,8 +103,12 @@ class Ticks:
                     has_time = waiting.is_set() and not self._is_over(ends_at)
             finally:
                 counts = session.end_tick()
+                held = self._right.ownership.shards
         if not more and not self._right.ownership.is_held:  # Else the rest of it looks.
-            more = await self._others_committed()
+            try:
+                more = await self._others_committed(held)
+            except StorageError:  # What the tick has done is counted all the same.
+                more = True
         return WorkCounts(**counts, more=more)
 
     async def _take_up(self) -> asyncio.Event | None:
@@ -132,6 +138,7 @@ class Ticks:
 
     def _request(self, shards: Collection[int]) -> None:
         """Have a turn follow that works on these shards, by a tick or the drive under way."""
+        self._may_try_again = True
         self._shards.update(shards)
         self._requested.set()
         if self._driving is None or self._driving.done():
@@ -150,7 +157,7 @@ class Ticks:
         if not self._drive_seconds or self._right.stopping.is_set() or not (has_time or may_go_on):
             return
         try:
-            is_wanted = await self._others_committed()
+            is_wanted = await self._others_committed(held)
         except StorageError as problem:  # The rows stay due for the next request or tick.
             _log.warning("drive.failed", error=repr(problem))
             return
@@ -159,28 +166,31 @@ class Ticks:
                 self._may_go_on, self._drive_ends_at = False, now + self._drive_seconds
             self._request(held)
 
-    async def _others_committed(self) -> bool:
-        """Whether another process has committed; False beside loops, which look themselves."""
+    async def _others_committed(self, shards: Collection[int]) -> bool:
+        """Whether another process has committed in these shards; False beside loops, which look.
+
+        Who holds other shards hears of the commits in them.
+        """
         if self._right.has_loops:
             return False
-        return await self._right.ownership.other_process_committed(is_known=True)
+        return await self._right.ownership.other_process_committed(shards)
 
     async def _drive(self) -> None:
         """Take turns while requests wait for one, or other processes commit without working.
 
         A process that finds the right to work taken gives up. So the process that had it looks for
         commits once more after it has released the right. On PostgreSQL it may release the right
-        before it is notified, so the process that gave up tries once more after HEARD_SECONDS.
+        before it is notified, so the process that gave up tries once more after HEARD_SECONDS:
+        once for the latest of its requests.
         """
-        may_try_again = True
         try:
             while self._requested.is_set() and not self._right.stopping.is_set():
                 outcome = await self._drive_once()
                 if outcome in ("worked", "missing"):
                     await self._look_again(self._held)
                 is_refused = outcome in ("missing", "refused")
-                if is_refused and may_try_again and not self._requested.is_set():
-                    may_try_again = False
+                if is_refused and self._may_try_again and not self._requested.is_set():
+                    self._may_try_again = False
                     self._requested.set()
                     await wait_for(self._right.stopping, HEARD_SECONDS)
         except Exception as error:  # noqa: BLE001  the request is stored, and its rows stay due
@@ -207,7 +217,7 @@ class Ticks:
                 turn_ended = self._begin_turn()
                 if session is None:
                     return "refused"
-                held, more, steps = NONE, False, [*session.drive_steps]
+                held, more, failed = NONE, False, set[Step]()
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
@@ -215,7 +225,7 @@ class Ticks:
                         break  # Else its work may have made rows of others due.
                     ends_at = self._drive_ends_at
                     more = await self._work_until(
-                        session, ends_at, steps, self._requested, is_tick=False
+                        session, ends_at, failed, self._requested, is_tick=False
                     )
                 self._held = held
                 return "missing" if self._missing_shards() else "worked"
@@ -236,31 +246,32 @@ class Ticks:
         self,
         session: Session,
         ends_at: float,
-        steps: Iterable[Step],
+        failed: set[Step],
         requested: asyncio.Event,
         *,
         is_tick: bool,
     ) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
 
-        Return whether rows are due. A step that fails is left out from then on.
+        Return whether rows are due. A step that fails is put into `failed`, and left out.
 
         After a tick has waited, rows of others may be due: it looks for commits. A drive does so
         after its turn.
         """
         loop = asyncio.get_running_loop()
         # Look at the rows first: the session may be that of an earlier tick.
-        steps = [session.look, *steps]
-        count, attempted = len(steps), -1
+        steps = [session.look, *(session.tick_steps if is_tick else session.drive_steps)]
+        attempted = -1
         while True:
             try:
-                is_due, is_settled = await self._run_steps(steps, ends_at, requested)
+                is_due, is_settled = await self._run_steps(steps, failed, ends_at, requested)
             except TimeoutError:
                 return True
-            is_due = is_due or (is_tick and await self._others_committed())
+            held = self._right.ownership.shards
+            is_due = is_due or (is_tick and await self._others_committed(held))
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds(session) if is_tick else None
-            more = is_due or len(steps) < count or held_up_seconds is not None
+            more = is_due or bool(failed) or held_up_seconds is not None
             if requested.is_set() or self._is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
@@ -282,9 +293,9 @@ class Ticks:
         return None if until is None else (until - now) / SECOND
 
     async def _run_steps(
-        self, steps: list[Step], ends_at: float, requested: asyncio.Event
+        self, steps: Sequence[Step], failed: set[Step], ends_at: float, requested: asyncio.Event
     ) -> tuple[bool, bool]:
-        """Run every step once; wait until the requests that it starts end, or more rows are due.
+        """Run every step that has not failed; wait until the requests that it starts end, or more rows are due.
 
         So a receiver that hangs holds up no other work. Return whether rows are due, and whether
         those requests have ended. TimeoutError if a step does not end in time.
@@ -292,14 +303,14 @@ class Ticks:
         clock = self._right.context.clock
         now = clock()
         due_times: list[int | None] = []
-        for step in [*steps]:
+        for step in (step for step in steps if step not in failed):
             try:
                 due_times.append(await self._run_step(step, now, ends_at))
             except (TimeoutError, StorageError):
                 raise
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
-                steps.remove(step)
+                failed.add(step)
         settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
         await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
         is_settled = settling.done()

@@ -133,7 +133,7 @@ class Protocol(HttpToolsProtocol):
         self._framing_bytes, self._last_bytes = 0, b""
         self._body_left = read_body_length(self.headers, self.parser.get_http_version())
         super().on_headers_complete()  # It raises an error if the target is not valid.
-        self.flow.expect("body")
+        self._expect("body")
         self.cycle.transport = self._outgoing  # type: ignore[assignment]  # it is what cycles use
         self._keep_alive = self.cycle.keep_alive
         # An answer that begins before much of a body has come ends the connection, and says so.
@@ -151,6 +151,11 @@ class Protocol(HttpToolsProtocol):
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            # It was answered early, and is idle from now on.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
@@ -180,6 +185,11 @@ class Protocol(HttpToolsProtocol):
         """The client reads more slowly than it is answered."""
         super().pause_writing()
         self._reader.watch()
+
+    def _expect(self, what: str) -> None:
+        """Set what the client has to send now: the connection is not idle."""
+        self.flow.expect(what)
+        self._unset_keepalive_if_required()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
@@ -246,7 +256,7 @@ class Protocol(HttpToolsProtocol):
         if not self._head:
             self._unparsed = self._unparsed.lstrip(b"\r\n")
         if self._unparsed and self.flow.awaited is None:
-            self.flow.expect("head")
+            self._expect("head")
         searched_from = max(0, len(self._head) - 2)
         self._head += self._unparsed
         self._unparsed.clear()
@@ -285,14 +295,13 @@ class Protocol(HttpToolsProtocol):
         is_begun = self.flow.awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
-        answer = refuse(status, self.cycle.scope if is_begun else {"headers": ()})
         is_answered = is_begun and self.cycle.response_started
         self._outgoing.flush()
         disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
-        self.transport.write(answer)
+        self.transport.write(refuse(status, self.cycle.scope if is_begun else {"headers": ()}))
         self._linger()
 
     def _close(self) -> None:

@@ -85,10 +85,8 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
 
     from service.app import App, configure_log
     from service.cli import server
-    from service.delivery import descriptors
 
     configure_log(settings, has_sandbox=options.sandbox)
-    settings = descriptors.raise_limit(settings, accepts=True)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
@@ -103,7 +101,7 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
             )
         if options.dev:
             echo(environment.banner(settings, url, sandbox_url))
-        return server.run(server.serve(App(settings), sock, sandbox_sock))
+        return server.run(server.serve(App(settings, accepts=True), sock, sandbox_sock))
 
 
 def work(_options: argparse.Namespace, _echo: Echo) -> int:
@@ -115,7 +113,7 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
     from service.cli import server
 
     configure_log(settings)
-    app = App(settings)
+    app = App(settings, accepts=settings.work_port is not None)
     if settings.work_port is None:
         return server.run(server.work(app, None))
     with server.bind(settings.host, settings.work_port) as sock:

@@ -12,7 +12,7 @@ OWN_DESCRIPTORS = 128  # For the database, upstream, logs, tests of subscribers,
 _log = log.get()
 
 
-def raise_limit(settings: Settings, *, accepts: bool = False) -> Settings:
+def raise_limit(settings: Settings, *, accepts: bool) -> Settings:
     """Raise the soft limit as far as needed; return the settings that it allows.
 
     accepts: whether the process accepts connections itself, up to `connections_max`.
@@ -27,8 +27,9 @@ def raise_limit(settings: Settings, *, accepts: bool = False) -> Settings:
     if not 0 <= soft < needed:
         return settings
     room = max(soft - OWN_DESCRIPTORS, 2)
-    connections = min(settings.connections_max, room // 2) if accepts else 0
-    in_flight = max(1, min(settings.max_in_flight, room - connections))
+    taken = min(settings.connections_max, room // 2) if accepts else 0
+    in_flight = max(1, min(settings.max_in_flight, room - taken))
+    connections = max(1, taken) if accepts else settings.connections_max
     _log.warning(
         "descriptors.few",
         allowed=soft,
@@ -36,11 +37,7 @@ def raise_limit(settings: Settings, *, accepts: bool = False) -> Settings:
         max_in_flight=in_flight,
         connections_max=connections,
     )
-    return msgspec.structs.replace(
-        settings,
-        max_in_flight=in_flight,
-        connections_max=max(1, connections) if accepts else settings.connections_max,
-    )
+    return msgspec.structs.replace(settings, max_in_flight=in_flight, connections_max=connections)
 
 
 def needed_for(settings: Settings, *, accepts: bool) -> int:

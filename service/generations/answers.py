@@ -10,7 +10,7 @@ from service.generations import budget, deadlines, hints, ingest, judge, schedul
 from service.generations.ingest import Batch, Reply
 from service.generations.sightings import Sightings
 from service.model.clock import SECOND
-from service.model.generation import Generation
+from service.model.generation import CALLBACK_GRACE_MS, Generation
 from service.store import generations, rows, tasks
 from service.store.database import Transaction
 from service.upstream import wire
@@ -127,14 +127,19 @@ def _next_poll(
     if generation.next_poll_at is not None and not was_planned:
         return {}  # A confirmation or a refresh.
     wait_ms = budget.wait_ms(context, reply.answer, now)
-    is_throttled = reply.exchange.outcome == "throttled" and generation.status == before.status
+    is_throttled = reply.exchange.outcome == "throttled"
+    if generation.status == "timed_out":
+        # Count planned polls only, so that a client's refresh does not use them up; and a throttled
+        # one has told nothing.
+        is_late = was_planned and before.status == "timed_out"
+        count = generation.late_poll_count + (is_late and not is_throttled)
+        late_at = schedule.poll_after_deadline(generation.deadline_at, count, now, context.jitter())
+        if is_throttled and late_at is not None:
+            late_at = max(late_at, now + wait_ms)
+            late_at = late_at if late_at < generation.deadline_at + CALLBACK_GRACE_MS else None
+        return {"next_poll_at": late_at, "late_poll_count": count}
     if is_throttled and now < generation.deadline_at + deadlines.HARD_END_MS:
         return {"next_poll_at": now + wait_ms} if was_planned else {}
-    if generation.status == "timed_out":
-        # Count planned polls only, so that a client's refresh does not use them up.
-        count = generation.late_poll_count + (was_planned and before.status == "timed_out")
-        late_at = schedule.poll_after_deadline(generation.deadline_at, count, now, context.jitter())
-        return {"next_poll_at": late_at, "late_poll_count": count}
     if generation.trouble_count:
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
         due_at = max(due_at, now + wait_ms)

@@ -196,8 +196,9 @@ class Ownership(Protocol):
     async def holders(self) -> Mapping[str, frozenset[int]]:
         """Return the shards of every process that works on the database, by its name."""
 
-    async def other_process_committed(self, *, is_known: bool = False) -> bool:
+    async def other_process_committed(self, shards: Collection[int] | None = None) -> bool:
         """True if another process has committed since the last call, or may have.
 
-        With `is_known` only if that is known: so no process works on and on because time passes.
+        With `shards`, only if it is known of one of these, where commits are known by shard: so no
+        process works on and on because time passes, or others commit in shards that it lacks.
         """

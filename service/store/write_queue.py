@@ -94,9 +94,10 @@ class Queue:
             self._timer = None
 
     def end_waits(self) -> None:
-        """Fail the items that have waited for WAIT_SECONDS. Those that have not begun never run.
+        """Fail the items that have waited for WAIT_SECONDS. Of these, no waiting one ever runs.
 
-        Whether those that run are stored is not known yet, as after a crash.
+        Whether those that the database has been given are stored is not known yet, as after a
+        crash.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -44,17 +44,20 @@ async def test_whatever_runs_the_service_raises_the_limit_and_keeps_to_it(
 ) -> None:
     App(settings)
     assert limits == [descriptors.needed_for(settings, accepts=False), 20_000]
+    App(settings, accepts=True)
+    assert limits == [descriptors.needed_for(settings, accepts=True), 20_000]
     limits[:] = [1_024, 1_024]
-    allowed = descriptors.raise_limit(settings)
+    app = App(settings, accepts=True)
+    assert app.settings == app.context.settings
+    assert (app.settings.max_in_flight, app.settings.connections_max) == (448, 448)
+    # Nobody comes in on Lambda.
     app = App(settings)
-    assert app.settings == app.context.settings == allowed
-    # Nobody comes in where another server accepts connections, as on Lambda.
-    assert (allowed.max_in_flight, allowed.connections_max) == (896, 4_096)
+    assert (app.settings.max_in_flight, app.settings.connections_max) == (896, 4_096)
 
 
 def test_a_limit_that_is_enough_is_left_alone(limits: list[int], settings: Settings) -> None:
     limits[:] = [50_000, 50_000]
-    assert descriptors.raise_limit(settings) == settings
+    assert descriptors.raise_limit(settings, accepts=False) == settings
     assert limits == [50_000, 50_000]
 
 
@@ -74,15 +77,23 @@ def test_too_few_are_shared_between_both_directions_and_logged(
 
 
 @pytest.mark.parametrize(
-    "start",
+    ("start", "incoming"),
     [
-        "from service.cli import main; main.main(['tick', '--seconds', '0.01'])",
-        "from service.asgi import app; asyncio.run(app.start())",
-        "from service.serverless import handler as h; h._loop.run_until_complete(h._start())",
+        ("from service.cli import main; main.main(['tick', '--seconds', '0.01'])", 0),
+        ("from service.asgi import app; asyncio.run(app.start())", 16),
+        ("from service.serverless import handler as h; h._loop.run_until_complete(h._start())", 0),
+        (
+            "from service.cli import main, server\n"
+            "server.run = lambda working: working.close() or 0\n"
+            "main.main(['work'])",
+            16,
+        ),
     ],
-    ids=["tick", "asgi", "serverless"],
+    ids=["tick", "asgi", "serverless", "work"],
 )
-def test_the_limit_is_raised_wherever_attempts_are_made(start: str, tmp_path: Path) -> None:
+def test_the_limit_is_raised_wherever_attempts_are_made(
+    start: str, incoming: int, tmp_path: Path
+) -> None:
     code = (
         "import asyncio, resource\n"
         "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
@@ -90,13 +101,14 @@ def test_the_limit_is_raised_wherever_attempts_are_made(start: str, tmp_path: Pa
         f"{start}\n"
         "print('limit', resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
     )
+    port = {"GENHOOK_WORK_PORT": "0"} if "'work'" in start else {}
     sizes = {"GENHOOK_MAX_IN_FLIGHT": "100", "GENHOOK_CONNECTIONS_MAX": "16"}
     done = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", code],
-        env={**surroundings(), **KEYS, **sizes, "GENHOOK_WORKER": "off"},
+        env={**surroundings(), **KEYS, **sizes, **port, "GENHOOK_WORKER": "off"},
         cwd=tmp_path,
         capture_output=True,
         check=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1] == f"limit {descriptors.OWN_DESCRIPTORS + 100}"
+    assert done.stdout.splitlines()[-1] == f"limit {descriptors.OWN_DESCRIPTORS + 100 + incoming}"

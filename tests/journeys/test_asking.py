@@ -482,17 +482,41 @@ async def test_late_polls_that_always_fail_end_a_day_after_the_deadline(
         assert (row["status"], row["next_poll_at"]) == ("timed_out", None)
 
 
-async def test_late_polls_that_are_always_throttled_end_a_day_after_the_deadline(
+async def test_a_late_poll_that_is_throttled_is_asked_again_while_a_result_may_come(
     tmp_path: Path,
 ) -> None:
+    sql = "SELECT status, next_poll_at, late_poll_count FROM generations"
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         await world.run(HOUR)
-        world.upstream.poll_replies.extend([httpx.Response(429)] * 5_000)
+        world.upstream.poll_replies.extend([httpx.Response(429)] * 1_000)
+        for hours in (1, 24, 24, 100):  # A process that was down asks late.
+            polls = len(world.upstream.polls)
+            await world.run(hours * HOUR)
+            await world.run(1)
+            assert len(world.upstream.polls) == polls + 1
+            [row] = await rows(world, sql)
+            assert (row["status"], row["late_poll_count"]) == ("timed_out", 0)
+            assert row["next_poll_at"] > world.clock() + 400 * 1_000
+        await world.run(7 * 24 * HOUR)
+        [row] = await rows(world, sql)
+        assert (row["status"], row["next_poll_at"]) == ("timed_out", None)
+
+
+async def test_a_result_is_fetched_though_its_last_late_poll_was_throttled(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate(POLLED)
+        await world.run(HOUR)
+        for _ in range(40):
+            await world.run(HOUR)
+            [row] = await rows(world, "SELECT late_poll_count FROM generations")
+            if row["late_poll_count"] == 3:
+                break
+        world.upstream.poll_replies.append(httpx.Response(429, headers={"retry-after": "5"}))
+        world.upstream.finish("task1")
         for _ in range(30):
             await world.run(HOUR)
-        [row] = await rows(world, "SELECT status, next_poll_at FROM generations")
-        assert (row["status"], row["next_poll_at"]) == ("timed_out", None)
+        assert await status_of(world, generation["id"]) == "succeeded"
 
 
 @pytest.mark.sqlite_only("its trigger is of SQLite")

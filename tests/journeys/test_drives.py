@@ -156,7 +156,7 @@ async def test_a_drive_whose_look_for_commits_fails_lets_go(
         worker, look = world.app.worker, world.app.worker.ownership.other_process_committed
         looks: list[bool] = []
 
-        async def fail(**_: object) -> bool:
+        async def fail(_shards: object = None) -> bool:
             looks.append(worker.ownership.is_held)
             if edge == "between its turns" and len(looks) == 1:
                 worker.ticks._requested.set()  # Another request has come: the session goes on.

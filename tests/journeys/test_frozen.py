@@ -12,6 +12,8 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
+from service.app import App
+from service.model.errors import StorageError
 from service.ticks import WorkCounts
 from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
@@ -48,7 +50,7 @@ def context() -> Any:
     return Mock(get_remaining_time_in_millis=lambda: 60_000)
 
 
-async def put_off(world: Harness, client: httpx.AsyncClient) -> None:
+async def put_off(world: Harness, client: httpx.AsyncClient, app: App) -> None:
     """Let a process store a submission that upstream puts off, and make it due."""
     world.upstream.create_replies.append(httpx.Response(503, json={}))
     answer = await client.post(
@@ -57,7 +59,7 @@ async def put_off(world: Harness, client: httpx.AsyncClient) -> None:
         headers={"authorization": f"Bearer {ADMIN_KEY}", "prefer": "respond-async"},
     )
     assert answer.status_code == 202
-    await client._transport.app.worker.submitter.settle()  # type: ignore[attr-defined]
+    await app.worker.submitter.settle()
     world.clock.advance(30)
 
 
@@ -75,7 +77,7 @@ async def test_a_function_is_not_frozen_in_a_drive_that_follows_its_tick(
             return WorkCounts(more=True)  # Its attempt is under way.
 
         monkeypatch.setattr(worker, "tick", tick)
-        await put_off(world, other)
+        await put_off(world, other, other._transport.app)  # type: ignore[attr-defined]
         await until_told(world)
         upstream = HangingUpstream(world)
         ticking = asyncio.create_task(function._tick(context()))
@@ -89,3 +91,27 @@ async def test_a_function_is_not_frozen_in_a_drive_that_follows_its_tick(
         assert not worker.submitter.in_flight
         await driving(world.app)
         assert not works(world.app)
+
+
+async def test_a_function_is_not_frozen_in_a_submission_of_a_tick_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: Any
+) -> None:
+    async with driven(tmp_path, drive_seconds=0.0) as world:
+        worker, function._app = world.app.worker, world.app
+        await put_off(world, world.client, world.app)
+        upstream = HangingUpstream(world)
+
+        async def fail(_now: int) -> tuple[int, int | None]:
+            await upstream.asked.wait()  # By the step before.
+            raise StorageError("disk I/O error")
+
+        monkeypatch.setattr(worker.poller, "run_due", fail)
+        ticking = asyncio.create_task(function._tick(context()))
+        async with asyncio.timeout(60):
+            await upstream.asked.wait()
+        await world.get("/v1/events")
+        assert not ticking.done()
+        upstream.answers.set()
+        with pytest.raises(StorageError):
+            await ticking
+        assert not worker.submitter.in_flight

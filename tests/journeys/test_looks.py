@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.right import Right
+from service.session import Session
 from tests.harness import Harness, success_report
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
 from tests.journeys.test_drives import (
@@ -43,8 +44,6 @@ async def test_after_a_rest_nothing_is_driven_because_time_has_passed(
 ) -> None:
     """On PostgreSQL a worker looks every few seconds, as a notice may be lost."""
     monkeypatch.setattr(LOOK_SECONDS, 0)
-    # A process hears those of its own as well, and may hear them late.
-    monkeypatch.setattr("service.store.postgres.notices.Notices.plan", lambda *_: None)
     async with driven(tmp_path) as world:
         gate = Gate()
         await begin_a_rest(world, gate)
@@ -67,7 +66,7 @@ async def test_a_tick_does_not_say_that_more_is_due_because_time_has_passed(
 async def test_commits_of_others_keep_a_process_at_work_once_beyond_the_time_of_a_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def always(**_: object) -> bool:
+    async def always(_shards: object = None) -> bool:
         return True
 
     async with driven(tmp_path, drive_seconds=0.1) as world:
@@ -151,3 +150,61 @@ async def test_no_drive_repeats_what_a_tick_has_done_for_its_request(
         await asyncio.gather(tick, calling)
         await driving(world.app)
         assert len(begun) == 1
+
+
+async def test_a_drive_that_is_refused_tries_once_more_for_the_latest_of_its_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each, the holder of the shard may have let go before it heard of the commit."""
+    monkeypatch.setattr("service.ticks.HEARD_SECONDS", 0)
+    turns = 0
+
+    async with driven(tmp_path) as world:
+        ticks = world.app.worker.ticks
+
+        async def refuse() -> str:
+            nonlocal turns
+            turns += 1
+            ticks._begin_turn()
+            if turns == 2:
+                ticks._request({1})  # It comes when the first one is tried once more.
+            return "refused"
+
+        monkeypatch.setattr(ticks, "_drive_once", refuse)
+        await ticks.drive(60, 1)
+        await driving(world.app)
+        assert turns == 4
+
+
+async def test_a_step_that_fails_is_left_out_for_the_rest_of_a_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    async def fail(_now: int) -> int | None:
+        nonlocal failures
+        failures += 1
+        raise RuntimeError("a damaged row")
+
+    async with driven(tmp_path) as world:
+        await world.generate()
+        world.upstream.finish("task1")
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(event_types=["generation.submitted"])
+        await submit_without_a_drive(world)
+        new_session = world.app.worker.right.new_session
+
+        def new_failing_session() -> Session:
+            session = new_session()
+            session.tick_steps = (*session.tick_steps, fail)
+            return session
+
+        monkeypatch.setattr(world.app.worker.right, "new_session", new_failing_session)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        calling = await call_back_until_polled(world)  # The tick takes another turn for it.
+        gate.is_open.set()
+        await calling
+        assert (await tick).more
+        assert failures == 1

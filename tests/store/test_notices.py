@@ -29,8 +29,10 @@ class BusyPool:
         await self.free.wait()
         yield self
 
-    async def execute(self, _sql: str, mask: str) -> None:
-        self.sent.append({shard for shard in range(64) if int(mask, 16) >> shard & 1})
+    async def execute(self, _sql: str, text: str) -> None:
+        shards, name = notices.read_notice(text)
+        assert name == "genhook-1"
+        self.sent.append(shards)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ async def test_one_notice_waits_for_a_connection_and_the_next_has_all_shards_sin
     pool: BusyPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notices, "NOTICE_SECONDS", 0)
-    sender = Notices()
+    sender = Notices("genhook-1")
     await plan(sender, pool, 1, 2, 3)
     assert pool.asked == 1
     pool.free.set()
@@ -66,7 +68,7 @@ async def test_the_end_waits_for_what_is_planned_and_for_what_came_while_one_was
     pool: BusyPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notices, "NOTICE_SECONDS", 0)
-    sender = Notices()
+    sender = Notices("genhook-1")
     await plan(sender, pool, 1, 2)
     monkeypatch.setattr(notices, "NOTICE_SECONDS", 60)
     closing = asyncio.create_task(sender.close(pool))  # type: ignore[arg-type]
@@ -103,7 +105,7 @@ async def test_a_notice_that_the_server_refuses_keeps_no_other_from_being_sent(
     console.configure("warning")
     monkeypatch.setattr(notices, "NOTICE_SECONDS", 0)
     pool.free.set()
-    sender = Notices()
+    sender = Notices("genhook-1")
     with monkeypatch.context() as patched:
         patched.setattr(pool, "execute", refuse)
         await plan(sender, pool, 1)

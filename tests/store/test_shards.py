@@ -12,7 +12,7 @@ import pytest
 from service.model.errors import StorageError
 from service.store import writes
 from service.store.database import Transaction
-from service.store.postgres import Database, ShardLocks, locks, ownership
+from service.store.postgres import Database, ShardLocks, locks, notices, ownership
 from service.store.shards import ALL, SHARDS, choose_surplus, shard_of, share_of
 from tests import engine, limits
 from tests.store.test_postgres import connected, kill_all, opened, until, until_blocked
@@ -444,8 +444,23 @@ async def test_what_is_committed_is_told_to_who_holds_its_shard(
         assert database.hand_over(id_of(mine))
         assert not database.hand_over(id_of(theirs))
         assert await told(second, lambda: second._told)
-        assert await told(first, lambda: first._told) is False, "it hears its own notice"
         assert not await second.other_process_committed()
+
+
+async def test_a_process_hears_of_others_alone_and_can_ask_about_some_shards(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    async with working(database) as first, another(postgres, tmp_path) as second:
+        await share(first, second)
+        [mine], [theirs] = [sorted(lock.shards)[:1] for lock in (first, second)]
+        assert not database.hand_over(id_of(theirs))
+        await until(lambda: bool(second._told))
+        async with connected(database) as connection:  # The server tells in order of the commits.
+            await connection.execute(notices._NOTIFY, f"{1 << mine:x} another")
+        await until(lambda: bool(first._told))
+        assert first._told == {mine}
+        assert not await first.other_process_committed({theirs})
+        assert await first.other_process_committed({mine, theirs})
 
 
 async def test_a_process_that_works_on_nothing_tells_of_all_its_commits(

@@ -129,7 +129,18 @@ def test_a_text_that_gives_each_name_once_is_proof(body: bytes) -> None:
     assert (report.state, report.is_proof) == ("failed", True)
 
 
-@pytest.mark.parametrize("text", ["[1] Verse: hello\n", "[] x: y", "[Chorus: all]", '{x} is "it"'])
+PEOPLES_TEXTS = [
+    "[1] Verse: hello\n",
+    "[] x: y",
+    "[Chorus: all]",
+    '{x} is "it"',
+    '{"scene": "a cat", "style": "x",}',
+    '{"scene": "a cat", // "style": open\n}',
+    '[Verse 1] She said "hello": goodbye',
+]
+
+
+@pytest.mark.parametrize("text", PEOPLES_TEXTS)
 def test_a_text_that_people_wrote_beside_a_result_is_no_doubt(text: str) -> None:
     body = {"task_id": "t", "status": "failed", "prompt": text, "lyrics": "a\nb"}
     report = wire.read_callback(msgspec.json.encode(body))

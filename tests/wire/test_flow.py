@@ -8,6 +8,7 @@ import pytest
 
 from service.cli import server
 from service.cli.flow import Flow
+from tests.logs import Console
 from tests.wire.test_entrance import echo, post, serving, status_of, texts
 
 SECONDS = {"head": 10.0, "body": 30.0}
@@ -156,3 +157,44 @@ async def test_a_connection_is_not_idle_while_a_head_is_awaited(
         writer.write(last[20:])
         assert texts(await reader.read()) == ["POST /last 3"]
         writer.close()
+
+
+async def refuse_early(scope: Any, _receive: Any, send: Any) -> None:
+    """Answer without reading the body."""
+    text = f"{scope['path']};".encode()
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+@pytest.mark.parametrize("rest", [b"c", b"c" + SLOW[:9]], ids=["alone", "with half a head"])
+async def test_a_connection_that_was_answered_early_is_idle_once_its_body_has_come(
+    rest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 0.1)
+    sent = post("/early", b"abc", close=False)[:-1]
+    async with serving(refuse_early, head_seconds=60) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        assert texts(await reader.readuntil(b";")) == ["/early"]
+        await pass_time()
+        writer.write(rest)
+        if rest == b"c":
+            assert await reader.read() == b""
+        else:  # It has begun its next request, and is not idle.
+            await pass_time()
+            writer.write(SLOW[9:])
+            assert texts(await reader.readuntil(b";")) == ["/slow"]
+        writer.close()
+
+
+async def test_a_body_that_is_late_after_its_answer_is_neither_answered_again_nor_logged(
+    console: Console,
+) -> None:
+    console.configure("info")
+    async with serving(refuse_early, body_seconds=0.1) as port, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/early", b"abc", close=False)[:-1])
+        assert texts(await reader.read()) == ["/early"]
+        writer.close()
+    assert not [line for line in console.lines() if line["event"] == "request.refused"]

@@ -79,7 +79,7 @@ class Database(Writes):
         self._closing = asyncio.Event()
         self.lock_connection: Any = None  # For the right to work; not of the pool.
         self.holding = Holding()  # The right to work sets it.
-        self._order, self._notices = Order(), Notices()
+        self._order, self._notices = Order(), Notices(self.name)
 
     async def open(self) -> None:
         """Connect. StorageError if the server does not answer or refuses."""

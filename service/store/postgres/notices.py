@@ -4,6 +4,7 @@ import asyncio
 
 from service.model.errors import StorageError
 from service.store.postgres.connection import Pool, taken
+from service.store.shards import ALL
 from service.telemetry import log
 
 _log = log.get()
@@ -17,12 +18,13 @@ _NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
 class Notices:
     """Sends notices of the shards in which this process has committed, on another connection.
 
-    The text of a notice is a hexadecimal number with a bit for each shard. A NOTIFY within the
-    transactions would make all commits of the server wait for each other. The holders look at the
-    rows every few seconds, whether a notice comes or not.
+    The text of a notice is a hexadecimal number with a bit for each shard, and the process's name.
+    A NOTIFY within the transactions would make all commits of the server wait for each other. The
+    holders look at the rows every few seconds, whether a notice comes or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._timer: asyncio.TimerHandle | None = None
         self._mask = 0
         self._sending: asyncio.Task[None] | None = None
@@ -50,7 +52,7 @@ class Notices:
     def _start(self, pool: Pool) -> None:
         self._timer = None
         mask, self._mask = self._mask, 0
-        self._sending = asyncio.create_task(_notify(pool, f"{mask:x}"), name="notice")
+        self._sending = asyncio.create_task(_notify(pool, f"{mask:x} {self._name}"), name="notice")
         self._sending.add_done_callback(lambda _task: self._end(pool))
 
     def _end(self, pool: Pool) -> None:
@@ -58,10 +60,17 @@ class Notices:
         self._go_on(pool)
 
 
-async def _notify(pool: Pool, mask: str) -> None:
+def read_notice(text: str) -> tuple[set[int], str]:
+    """Return the shards of a notice, and the name of the process that sent it."""
+    mask, _, name = text.partition(" ")
+    bits = int(mask or "0", 16)
+    return {shard for shard in ALL if bits >> shard & 1}, name
+
+
+async def _notify(pool: Pool, text: str) -> None:
     try:
         async with taken(pool) as connection:
-            await connection.execute(_NOTIFY, mask)
+            await connection.execute(_NOTIFY, text)
     except StorageError:
         pass  # Commits fail, too, and tell of it.
     except Exception as error:  # noqa: BLE001  the next notice must still be sent

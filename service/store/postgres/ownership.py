@@ -15,7 +15,7 @@ from service.model.errors import StorageError
 from service.store.postgres import locks
 from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
-from service.store.postgres.notices import CHANNEL
+from service.store.postgres.notices import CHANNEL, read_notice
 from service.store.shards import ALL, NONE, choose_surplus, share_of
 from service.telemetry import log
 
@@ -128,15 +128,15 @@ class ShardLocks:
             if self._locked or self._is_worker:
                 await self._run_round((), BEAT_SECONDS_MAX)
 
-    async def other_process_committed(self, *, is_known: bool = False) -> bool:
+    async def other_process_committed(self, shards: Collection[int] | None = None) -> bool:
         """True if another process may have committed: it sent a notice, or LOOK_SECONDS are up.
 
-        With `is_known` only if it sent a notice.
+        With `shards` only if it sent a notice of one of them.
         """
         now = asyncio.get_running_loop().time()
-        is_told = not self._told.isdisjoint(self.shards or self._interests)
-        is_due = is_told or (not is_known and now - self._looked_at >= LOOK_SECONDS)
-        if is_due:
+        among = (self.shards or self._interests) if shards is None else shards
+        is_told = not self._told.isdisjoint(among)
+        if is_due := is_told or (shards is None and now - self._looked_at >= LOOK_SECONDS):
             self._told, self._looked_at = set(), now
         return is_due
 
@@ -232,5 +232,6 @@ class ShardLocks:
         self._database.holding.put(NONE, 0.0, self._clock)
 
     def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
-        mask = int(payload or "0", 16)
-        self._told |= {shard for shard in ALL if mask >> shard & 1}
+        shards, name = read_notice(payload)
+        if name != self.name:  # A process knows its own commits.
+            self._told |= shards

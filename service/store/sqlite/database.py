@@ -179,7 +179,8 @@ class Database(Writes):
         left = [] if failure else [item for item in items if not (item.has_run or item.error)]
         if left:
             items = [item for item in items if item.has_run or item.error]
-        self._queue.finish(items)
+        if items:
+            self._queue.finish(items)
         if left:
             self._queue.put_back(left)
             self._wake.set()

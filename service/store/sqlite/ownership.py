@@ -79,7 +79,7 @@ class FileLock:
         fcntl.flock(self._open(), fcntl.LOCK_UN)
         return {}
 
-    async def other_process_committed(self, *, is_known: bool = False) -> bool:  # noqa: ARG002
+    async def other_process_committed(self, _shards: Collection[int] | None = None) -> bool:
         """True if another process has committed since the last call; False at the first."""
         before, self._seen = self._seen, await self._database.apply(_data_version)
         return before is not None and before != self._seen
