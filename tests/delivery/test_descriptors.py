@@ -15,6 +15,13 @@ from tests.harness import settings as make_settings
 from tests.logs import Console
 
 
+RUN_NO_WORK = """
+from service.cli import main, server
+server.run = lambda working: working.close() or 0
+main.main(['work'])
+"""
+
+
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """[soft, hard], as the process sees and sets them."""
@@ -82,12 +89,7 @@ def test_too_few_are_shared_between_both_directions_and_logged(
         ("from service.cli import main; main.main(['tick', '--seconds', '0.01'])", 0),
         ("from service.asgi import app; asyncio.run(app.start())", 16),
         ("from service.serverless import handler as h; h._loop.run_until_complete(h._start())", 0),
-        (
-            "from service.cli import main, server\n"
-            "server.run = lambda working: working.close() or 0\n"
-            "main.main(['work'])",
-            16,
-        ),
+        (RUN_NO_WORK, 16),
     ],
     ids=["tick", "asgi", "serverless", "work"],
 )
@@ -95,11 +97,12 @@ def test_the_limit_is_raised_wherever_attempts_are_made(
     start: str, incoming: int, tmp_path: Path
 ) -> None:
     code = (
-        "import asyncio, resource\n"
+        "import asyncio, os, resource\n"
         "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))\n"
         f"{start}\n"
-        "print('limit', resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+        "limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "os.write(1, f'limit {limit}\\n'.encode())\n"  # Whole, beside the lines of the log.
     )
     port = {"GENHOOK_WORK_PORT": "0"} if "'work'" in start else {}
     sizes = {"GENHOOK_MAX_IN_FLIGHT": "100", "GENHOOK_CONNECTIONS_MAX": "16"}
@@ -111,4 +114,4 @@ def test_the_limit_is_raised_wherever_attempts_are_made(
         check=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1] == f"limit {descriptors.OWN_DESCRIPTORS + 100 + incoming}"
+    assert f"limit {descriptors.OWN_DESCRIPTORS + 100 + incoming}" in done.stdout.splitlines()
