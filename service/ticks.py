@@ -295,7 +295,7 @@ class Ticks:
     async def _run_steps(
         self, steps: Sequence[Step], failed: set[Step], ends_at: float, requested: asyncio.Event
     ) -> tuple[bool, bool]:
-        """Run every step that has not failed; wait until the requests that it starts end, or more rows are due.
+        """Run every step that has not failed; wait until its requests end, or more rows are due.
 
         So a receiver that hangs holds up no other work. Return whether rows are due, and whether
         those requests have ended. TimeoutError if a step does not end in time.

@@ -14,7 +14,6 @@ from tests.cli.test_serve import KEYS, surroundings
 from tests.harness import settings as make_settings
 from tests.logs import Console
 
-
 RUN_NO_WORK = """
 from service.cli import main, server
 server.run = lambda working: working.close() or 0
