@@ -106,9 +106,10 @@ class LaggingProvider(Provider):
         self.faults["callback repeated"] += count - 1
         await asyncio.gather(*(self.send_callback(task, task.data()) for _ in range(count)))
 
-    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> None:
+    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> bool:
         """Send a callback until it is acknowledged, and note when that was."""
-        await super().send_callback(task, data)
+        is_acknowledged = await super().send_callback(task, data)
         is_own = data is not None and data["task_id"] == task.id
-        if is_own and task.prompt not in self.proved_at:
+        if is_acknowledged and is_own and task.prompt not in self.proved_at:
             self.proved_at[task.prompt] = self.loop.time()
+        return is_acknowledged

@@ -85,7 +85,8 @@ async def attack(
 
 async def _subscribe(world: World, name: str, limit: dict[str, float]) -> None:
     body = {"url": f"{world.subscriber_url}/{name}", **limit}
-    new = (await load.request(world, "POST", "/v1/subscribers", json=body)).json()
+    key = {"idempotency-key": name}
+    new = (await load.request(world, "POST", "/v1/subscribers", json=body, headers=key)).json()
     world.subscribers.secrets[name] = new["secret"]
 
 

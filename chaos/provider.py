@@ -69,7 +69,8 @@ class Provider:
         self.hangs = False  # Nothing is answered, and no task is made.
         self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
-        self.clocks: Callable[[], list[float]] = lambda: [time.time()]  # Of the service.
+        # What the service's clock has shown since a time of `time.monotonic`.
+        self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
         self.polled_at: list[float] = []  # By the clock of the loop.
         self._numbers = 0
         self._running: set[asyncio.Task[Any]] = set()
@@ -177,8 +178,11 @@ class Provider:
             self.spawn(self.send_callback(task, task.data()))
         await self.send_callback(task, task.data())
 
-    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> None:
-        """Send a callback until it is acknowledged; an unreadable one where `data` is None."""
+    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> bool:
+        """Send a callback until it is acknowledged, and return whether it was.
+
+        An unreadable one where `data` is None.
+        """
         assert task.callback_url is not None
         self._numbers += 1
         body = {"code": 200, "message": "success", "data": data, "number": self._numbers}
@@ -188,27 +192,29 @@ class Provider:
             content = b"<html>" + content
         ends_at, pause = self.loop.time() + CALLBACK_SECONDS, 0.05
         while self.loop.time() < ends_at:
+            began = time.monotonic()
             with suppress(httpx.TransportError):
                 answer = await self.outside.post(task.callback_url, content=content)
                 if 200 <= answer.status_code < 300:
                     self.acknowledged.add(content)
-                    return
-                if answer.status_code == 404 and self.is_expired(task.callback_url):
+                    return True
+                if answer.status_code == 404 and self.is_expired(task.callback_url, began):
                     self.faults["callback expired"] += 1
-                    return
+                    return False
                 if answer.status_code < 500:
                     self.wrong_answers.append(f"callback {content[:200]!r}: {answer.status_code}")
-                    return
+                    return False
             await asyncio.sleep(pause)
             pause = min(pause * 1.6, 1.0)
+        return False
 
-    def is_expired(self, callback_url: str) -> bool:
-        """Return whether the URL's token has expired by a clock of the service.
+    def is_expired(self, callback_url: str, since: float) -> bool:
+        """Return whether the URL's token had expired by what the service's clock has shown since.
 
         A URL that was minted while the clock was weeks behind has, once the clock is right.
         """
         expires_at = int(callback_url.rpartition(".")[0].rpartition(".")[2])
-        return max(self.clocks()) >= expires_at
+        return max(self.clocks(since)) >= expires_at
 
     async def send_forged_callback(self, task: Task) -> None:
         """Send a callback with a guessed token: the answer must be 404 and the body ignored."""

@@ -98,7 +98,7 @@ async def attack(
             await _check_end(world, outcome, repeat, is_twice=is_twice)
             await _check_long_polls(polls, outcome, repeat, is_twice=is_twice)
         world.provider.hangs = world.subscribers.hangs = False
-        for connection in world.connections:
+        for connection in world.receiver.connections:
             connection.cancel()
         await _check_restart(world, clients, outcome, repeat)
     return outcome

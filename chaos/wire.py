@@ -54,6 +54,19 @@ class Server(NamedTuple):
     port: int
     connections: set[asyncio.Task[Any]]
 
+    async def drain(self, seconds: float) -> None:
+        """Wait until every connection that was made before has ended, as a dead peer's soon does.
+
+        They are accepted in order: once ours was, each of them is in `connections`.
+        """
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        writer.write_eof()
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        if self.connections:
+            await asyncio.wait(list(self.connections), timeout=seconds)
+
 
 @asynccontextmanager
 async def serve(handler: Handler) -> AsyncIterator[Server]:
