@@ -6,8 +6,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,19 @@ class Server:
         self._running.cleanup()
 
 
-@contextmanager
-def running_server() -> Iterator[Server]:
-    """Run a PostgreSQL server; its user, which is not root, must reach its folder."""
+@asynccontextmanager
+async def running_server() -> AsyncIterator[Server]:
+    """Run a PostgreSQL server; its user, which is not root, must reach its folder.
+
+    It is started and stopped in a thread: upstream and subscribers are served by this loop.
+    """
     with tempfile.TemporaryDirectory(prefix="genhook-chaos-") as folder:
         Path(folder).chmod(0o755)
-        server = Server(Path(folder) / "postgres")
+        server = await asyncio.to_thread(Server, Path(folder) / "postgres")
         try:
             yield server
         finally:
-            server.stop()
+            await asyncio.to_thread(server.stop)
 
 
 class Fleet:

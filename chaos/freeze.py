@@ -66,12 +66,11 @@ def _freeze(kind: Kind) -> Callable[[Path, str, str], Awaitable[Outcome]]:
         def check(promise: str, detail: object, *, holds: bool) -> None:
             outcome.check(promise, holds=holds, detail=f"{detail}", repeat=repeat)
 
-        with running_server() as server:
-            async with open_world(folder, seed) as world:
-                world.settings |= SETTINGS
-                world.subscribers.hold_seconds |= {"healthy": HOLD_SECONDS}
-                async with open_fleet(world, kind.webs, kind.workers, server, kind.work) as fleet:
-                    await _live(world, fleet, kind, outcome, check, repeat)
+        async with running_server() as server, open_world(folder, seed) as world:
+            world.settings |= SETTINGS
+            world.subscribers.hold_seconds |= {"healthy": HOLD_SECONDS}
+            async with open_fleet(world, kind.webs, kind.workers, server, kind.work) as fleet:
+                await _live(world, fleet, kind, outcome, check, repeat)
         return outcome
 
     return run_try

@@ -41,7 +41,7 @@ async def run(plan: Plan) -> Outcome:
     seconds = QUICK_SECONDS if plan.quick else SECONDS
 
     async def on_postgres(folder: Path, seed: str, repeat: str) -> Outcome:
-        with running_server() as server:
+        async with running_server() as server:
             return await attack(folder, seed, repeat, seconds, server)
 
     async def on_sqlite(folder: Path, seed: str, repeat: str) -> Outcome:

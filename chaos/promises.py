@@ -20,7 +20,10 @@ OPEN_WORK = """
 SELECT (SELECT count(*) FROM generations WHERE status IN ('queued', 'processing'))
      + (SELECT count(*) FROM deliveries WHERE status = 'pending')
      + (SELECT count(*) FROM replays WHERE status = 'running')
-     + (SELECT count(*) FROM confirmations) AS count
+     + (SELECT count(*) FROM confirmations)
+     -- An old one whose events are deleted, and which is next.
+     + (SELECT count(*) FROM generations g WHERE status NOT IN ('queued', 'processing')
+        AND NOT EXISTS (SELECT 1 FROM events e WHERE e.generation_id = g.id)) AS count
 """
 
 
@@ -47,10 +50,11 @@ async def wait_until_done(
 ) -> bool:
     """Wait until no work is left; return False if in so many seconds it did not become less.
 
-    A busy machine takes longer for all of it, but some of it ends meanwhile.
+    A busy machine takes longer for all of it, but some of it ends meanwhile. What upstream has not
+    said yet may make new work, even of a generation that has timed out.
     """
     least, ends_at = math.inf, 0.0
-    while count := await count_open(world, open_work):
+    while (count := await count_open(world, open_work)) or world.provider.is_busy:
         if count < least:
             least, ends_at = count, time.monotonic() + seconds
         if time.monotonic() >= ends_at:

@@ -73,6 +73,7 @@ class Provider:
         self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
         self.polled_at: list[float] = []  # By the clock of the loop.
         self._numbers = 0
+        self._creating = 0  # Create requests that are not answered yet.
         self._running: set[asyncio.Task[Any]] = set()
         self.outside = httpx.AsyncClient(trust_env=False, timeout=5)
 
@@ -93,9 +94,18 @@ class Provider:
         if self.hangs:
             await hang()
             return None
-        if request.method == "POST":
+        if request.method != "POST":
+            return await self.status(request)
+        self._creating += 1
+        try:
             return await self.create(json.loads(request.body))
-        return await self.status(request)
+        finally:
+            self._creating -= 1
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task, a callback or an answer to a create request is still to come."""
+        return bool(self._running or self._creating)
 
     async def create(self, body: dict[str, Any]) -> bytes | None:
         """Take the request or refuse it, by the weights."""

@@ -73,7 +73,7 @@ async def test_the_refusal_of_a_callback_is_a_fault_unless_its_token_expired_by_
     provider.outside = httpx.AsyncClient(
         transport=httpx.MockTransport(lambda _: httpx.Response(404))
     )
-    provider.clocks = lambda: [0.0, clock_seconds]
+    provider.clocks = lambda _since: [0.0, clock_seconds]
     token = CallbackTokens(["k" * 32], "apiinone").mint("gen_1", "nonce", 2_000_000)
     task = Task("task-1", "prompt", f"http://genhook.example/callbacks/apiinone/{token}", "failed")
     await provider.send_callback(task, task.data())
