@@ -125,7 +125,14 @@ class Fleet:
         self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
         self.webs = [f"web {number}" for number in range(webs)]
         self.workers = [f"worker {number}" for number in range(workers)]
-        self.killed_at: list[float] = []
+        # Of each process that was killed: when, and when the next one of its name answered.
+        self.deaths: list[tuple[float, float]] = []
+        self.lost_at: list[float] = []  # When processes lost what they held, and lived on.
+        self._health_ports = dict(zip(self.webs, self.ports, strict=True))
+        if work == WORK:
+            self._health_ports |= {name: find_port() for name in self.workers}
+        self._killed_at: dict[str, float] = {}
+        self._starts: list[asyncio.Task[None]] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -143,27 +150,35 @@ class Fleet:
         world.provider.outside = self._new_client()
         for name in (*self.webs, *self.workers):
             self.spawn(name)
-        await self._wait_for_answers()
+        await self.wait_for_starts()
 
     def _new_client(self, **own: Any) -> httpx.AsyncClient:
         transport = Balanced(self.ports)
         return httpx.AsyncClient(transport=transport, trust_env=False, timeout=8, **own)
 
-    async def _wait_for_answers(self) -> None:
-        ends_at, missing = time.monotonic() + LISTEN_SECONDS, set(self.ports)
+    async def wait_for_starts(self) -> None:
+        """Wait until every process that runs has answered; AssertionError if one does not."""
+        while self._starts:
+            await self._starts.pop(0)
+
+    async def _wait_for_start(self, name: str) -> None:
+        """Wait until the process answers or was killed, and note when that was."""
+        ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
+        killed_at, port = self._killed_at.pop(name, None), self._health_ports.get(name)
         async with httpx.AsyncClient(trust_env=False) as client:
-            while missing:
+            while port and process is self._processes[name] and name not in self._killed_at:
                 assert time.monotonic() < ends_at, f"no answer: {self.world.log_end()}"
-                for port in list(missing):
-                    with suppress(httpx.TransportError):
-                        await client.get(f"http://{HOST}:{port}/healthz")
-                        missing.discard(port)
+                with suppress(httpx.TransportError):
+                    await client.get(f"http://{HOST}:{port}/healthz")
+                    break
                 await asyncio.sleep(TICK_SECONDS)
+        if killed_at is not None:
+            self.deaths.append((killed_at, time.monotonic()))
 
     def spawn(self, name: str) -> None:
         """Start a process of this name."""
-        is_web = name in self.webs
-        own = {"PORT": str(self.ports[self.webs.index(name)])} if is_web else {}
+        is_web, port = name in self.webs, self._health_ports.get(name)
+        own = {("PORT" if is_web else "GENHOOK_WORK_PORT"): str(port)} if port else {}
         own["GENHOOK_WORKER"] = "off" if is_web or self._work == TICK else "embedded"
         with (self.world.folder / "log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
@@ -173,12 +188,13 @@ class Fleet:
                 stdout=log,
                 stderr=log,
             )
+        self._starts.append(asyncio.create_task(self._wait_for_start(name)))
 
     def kill(self, name: str) -> None:
         """Kill a process as `kill -9` does."""
         self._processes[name].kill()
         self._processes[name].wait()
-        self.killed_at.append(time.monotonic())
+        self._killed_at[name] = time.monotonic()
 
     def freeze(self, name: str) -> None:
         """Stop a process where it is, as a platform does that thaws it later."""
@@ -199,8 +215,11 @@ class Fleet:
             statuses[name] = process.poll()
         return statuses
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill what still runs."""
+        for start in self._starts:
+            start.cancel()
+        await asyncio.gather(*self._starts, return_exceptions=True)
         for process in self._processes.values():
             process.kill()
             process.wait()
@@ -220,4 +239,4 @@ async def open_fleet(
         await fleet.open()
         yield fleet
     finally:
-        fleet.close()
+        await fleet.close()

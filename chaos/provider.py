@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from chaos.wire import Request, build_answer, hang
+from chaos.wire import Pulse, Request, build_answer, hang
 
 # What becomes of a create request, by weight; all but `busy` and `refused` make a task.
 CREATES = {
@@ -71,7 +71,8 @@ class Provider:
         self.loop = asyncio.get_running_loop()
         # What the service's clock has shown since a time of `time.monotonic`.
         self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
-        self.polled_at: list[float] = []  # By the clock of the loop.
+        self.pulse = Pulse()
+        self.polled: list[tuple[float, float]] = []  # After when and when, by `time.monotonic`.
         self._numbers = 0
         self._creating = 0  # Create requests that are not answered yet.
         self._running: set[asyncio.Task[Any]] = set()
@@ -152,7 +153,7 @@ class Provider:
 
     async def status(self, request: Request) -> bytes | None:
         """Answer a poll."""
-        self.polled_at.append(self.loop.time())
+        self.polled.append((self.pulse.since, time.monotonic()))
         query = dict(part.split("=") for part in urlsplit(request.path).query.split("&") if part)
         task_id = query.get("task_id") or request.path.rpartition("/")[2]
         task = self.tasks.get(task_id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from standardwebhooks import Webhook
 
-from chaos.wire import Request, build_answer, hang
+from chaos.wire import Pulse, Request, build_answer, hang
 from service.model.clock import parse_rfc3339
 
 # A webhook may arrive so long after it was signed: an attempt has three seconds, and a busy machine
@@ -26,7 +26,8 @@ class Receipt:
     """A webhook that arrived `skew_seconds` after its timestamp and `age_seconds` after its event.
 
     `status` is 0 where it was not answered; `phase` counts the kills of the service before it.
-    It was under way from `began_at` to `ended_at`, by a clock of this machine.
+    It was under way from `began_at` to `ended_at`, and sent after `sent_after`, by a clock of this
+    machine.
     """
 
     phase: int
@@ -36,6 +37,7 @@ class Receipt:
     skew_seconds: float
     age_seconds: float
     status: int
+    sent_after: float
     began_at: float
     ended_at: float
 
@@ -53,6 +55,7 @@ class Subscribers:
         self.faults: Counter[str] = Counter()
         self.has_faults = True
         self.hangs = False  # Nothing is answered, nor noted.
+        self.pulse = Pulse()
         self.hold_seconds: dict[str, float] = {}  # How long some take to answer, by name.
         # What the service's clock has shown since a time of `time.monotonic`.
         self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
@@ -69,8 +72,9 @@ class Subscribers:
         since = time.monotonic() - IN_FLIGHT_SECONDS
         skew = min((now - timestamp for now in self.clocks(since)), key=abs)
         age = time.time() - parse_rfc3339(json.loads(request.body)["timestamp"]) / 1_000
-        phase, began_at, status = self.phase, time.monotonic(), await self._status(name)
-        times = began_at, time.monotonic()
+        phase, began = self.phase, (self.pulse.since, time.monotonic())
+        status = await self._status(name)
+        times = *began, time.monotonic()
         self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, age, status, *times))
         return build_answer(status) if status else None
 
