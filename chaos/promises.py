@@ -54,7 +54,8 @@ async def wait_until_done(
     said yet may make new work, even of a generation that has timed out.
     """
     least, ends_at = math.inf, 0.0
-    while (count := await count_open(world, open_work)) or world.provider.is_busy:
+    has_more = open_work is OPEN_WORK
+    while (count := await count_open(world, open_work)) or (has_more and world.provider.is_busy):
         if count < least:
             least, ends_at = count, time.monotonic() + seconds
         if time.monotonic() >= ends_at:

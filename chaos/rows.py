@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,11 +183,8 @@ async def _check_others(
     """Check that the work of all other tenants ends in time, and that the process is healthy."""
     await world.run_beside(load.run(world, count, LOAD_SECONDS, first))
     await world.provider.settle()
-    ends_at = time.monotonic() + SETTLE_SECONDS
-    left = 1
-    while left and time.monotonic() < ends_at:
-        await asyncio.sleep(0.2)
-        left = world.rows(OTHERS_WORK)[0]["count"]
+    await promises.wait_until_done(world, SETTLE_SECONDS, OTHERS_WORK)
+    left = await promises.count_open(world, OTHERS_WORK)
     detail = f"{left} rows are left; {_failed_step(world)}"
     outcome.check("everybody else's work goes on", holds=not left, detail=detail, repeat=repeat)
     outcome.check("the process lives", holds=world.is_alive, detail=world.log_end(), repeat=repeat)

@@ -47,11 +47,11 @@ HOST = f"127.{1 + os.getpid() // 256 % 254}.{os.getpid() % 256}.1"
 PORTS = itertools.cycle(range(20_000, 31_000))
 
 
-def find_port() -> int:
+def find_port(host: str = HOST) -> int:
     """Return a free port below the range from which the kernel assigns ports."""
     for port in PORTS:
         with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
+            probe.bind((host, port))
             return port
     raise AssertionError("no port is free")
 
