@@ -20,6 +20,7 @@ from tests import engine
 
 GENHOOK = SERVE[0]
 AWAY_SECONDS = 5.0
+LOOK_SECONDS = 0.2  # Between two looks at the log.
 WORK, TICK = ("work",), ("tick", "--every", "2")  # What the processes that only work run.
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
@@ -162,8 +163,12 @@ class Fleet:
             await self._starts.pop(0)
 
     async def _wait_for_start(self, name: str) -> None:
-        """Wait until the process answers or was killed, and note when that was."""
+        """Wait until the process answers and works, or was killed, and note when that was.
+
+        One that only serves may have the right to work at first, in turns with this one.
+        """
         ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
+        begun = self._count_begun()
         killed_at, port = self._killed_at.pop(name, None), self._health_ports.get(name)
         async with httpx.AsyncClient(trust_env=False) as client:
             while port and process is self._processes[name] and name not in self._killed_at:
@@ -172,8 +177,16 @@ class Fleet:
                     await client.get(f"http://{HOST}:{port}/healthz")
                     break
                 await asyncio.sleep(TICK_SECONDS)
+        while port and name in self.workers and self._count_begun() == begun:
+            if time.monotonic() >= ends_at or process.poll() is not None:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
         if killed_at is not None:
             self.deaths.append((killed_at, time.monotonic()))
+
+    def _count_begun(self) -> int:
+        """Count how often a worker has begun to work so far."""
+        return (self.world.folder / "log").read_bytes().count(b'"worker.started"')
 
     def spawn(self, name: str) -> None:
         """Start a process of this name."""

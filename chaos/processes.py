@@ -26,7 +26,7 @@ RATE = 8.0  # Webhooks per second to one subscriber.
 POLL_RATE = 4.0  # Less than the load needs: every callback is confirmed.
 MEAN_MAX = 1.25
 SETTLE_SECONDS = 90.0
-START_SECONDS = 3.0  # Until a process that answers has taken its share of the work.
+START_SECONDS = 3.0  # Until a process that begins to work has taken its share.
 AWAY_SECONDS = 1.0  # After a kill, what was under way may still be on its way to the receiver.
 SETTINGS = {
     "GENHOOK_POLL_RATE_PER_SECOND": f"{POLL_RATE}",
@@ -112,6 +112,7 @@ async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: ran
         outcome.faults[f"kill a {name.partition(' ')[0]} process"] += 1
         fleet.world.subscribers.phase += 1
         if fleet.server and restart_at and time.monotonic() >= restart_at:
+            await fleet.wait_for_starts()  # A start without a database ends with status 1.
             await fleet.server.restart()
             outcome.faults["restart of the database"] += 1
             # It ends what every worker holds.
