@@ -156,7 +156,8 @@ async def _serve_receivers(*, hostile: bool) -> AsyncIterator[dict[str, str]]:
 
 async def _subscribe(world: World, url: str) -> None:
     body = {"url": url, "retry_schedule_seconds": SCHEDULE_SECONDS}
-    answer = await world.api.post("/v1/subscribers", json=body)
+    headers = {"idempotency-key": url}
+    answer = await load.request(world, "POST", "/v1/subscribers", json=body, headers=headers)
     assert answer.status_code == 201, answer.text
 
 
