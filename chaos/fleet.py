@@ -168,7 +168,7 @@ class Fleet:
         One that only serves may have the right to work at first, in turns with this one.
         """
         ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
-        begun = self._count_begun()
+        begun = self._count_begun(name)
         killed_at, port = self._killed_at.pop(name, None), self._health_ports.get(name)
         async with httpx.AsyncClient(trust_env=False) as client:
             while port and process is self._processes[name] and name not in self._killed_at:
@@ -177,23 +177,27 @@ class Fleet:
                     await client.get(f"http://{HOST}:{port}/healthz")
                     break
                 await asyncio.sleep(TICK_SECONDS)
-        while port and name in self.workers and self._count_begun() == begun:
+        while port and name in self.workers and self._count_begun(name) == begun:
             if time.monotonic() >= ends_at or process.poll() is not None:
                 break
             await asyncio.sleep(LOOK_SECONDS)
         if killed_at is not None:
             self.deaths.append((killed_at, time.monotonic()))
 
-    def _count_begun(self) -> int:
-        """Count how often a worker has begun to work so far."""
-        return (self.world.folder / "log").read_bytes().count(b'"worker.started"')
+    def _log(self, name: str) -> Path:
+        """Return the file to which a process logs: workers have their own."""
+        return self.world.folder / (f"log of {name}" if name in self.workers else "log")
+
+    def _count_begun(self, name: str) -> int:
+        """Count how often the worker of this name has begun to work so far."""
+        return self._log(name).read_bytes().count(b'"worker.started"')
 
     def spawn(self, name: str) -> None:
         """Start a process of this name."""
         is_web, port = name in self.webs, self._health_ports.get(name)
         own = {("PORT" if is_web else "GENHOOK_WORK_PORT"): str(port)} if port else {}
         own["GENHOOK_WORKER"] = "off" if is_web or self._work == TICK else "embedded"
-        with (self.world.folder / "log").open("ab") as log:
+        with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [GENHOOK, *(("serve",) if is_web else self._work)],
                 cwd=ROOT,
