@@ -126,9 +126,9 @@ class Fleet:
         self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
         self.webs = [f"web {number}" for number in range(webs)]
         self.workers = [f"worker {number}" for number in range(workers)]
-        # Of each process that was killed: when, and when the next one of its name answered.
+        # When each process was killed, or had lost what it held, and when it or its successor began
+        # to work.
         self.deaths: list[tuple[float, float]] = []
-        self.lost_at: list[float] = []  # When processes lost what they held, and lived on.
         self._health_ports = dict(zip(self.webs, self.ports, strict=True))
         if work == WORK:
             self._health_ports |= {name: find_port() for name in self.workers}
@@ -177,12 +177,36 @@ class Fleet:
                     await client.get(f"http://{HOST}:{port}/healthz")
                     break
                 await asyncio.sleep(TICK_SECONDS)
-        while port and name in self.workers and self._count_begun(name) == begun:
-            if time.monotonic() >= ends_at or process.poll() is not None:
-                break
-            await asyncio.sleep(LOOK_SECONDS)
+        if port and name in self.workers:
+            await self._wait_for_work(name, begun)
         if killed_at is not None:
             self.deaths.append((killed_at, time.monotonic()))
+
+    async def _wait_for_work(self, name: str, begun: int) -> None:
+        """Wait until a worker has begun to work more often than so, or was killed."""
+        ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
+        while self._count_begun(name) <= begun and process.poll() is None:
+            if time.monotonic() >= ends_at:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def restart_server(self) -> None:
+        """Restart the server: each worker that lives loses what it holds, and begins anew.
+
+        No process starts meanwhile: without a database it ends with status 1.
+        """
+        assert self.server is not None
+        await self.wait_for_starts()
+        live = [name for name in self.workers if self._processes[name].poll() is None]
+        begun = {name: self._count_begun(name) for name in live}
+        await self.server.restart()
+        for name in live:
+            self._starts.append(asyncio.create_task(self._begin_anew(name, begun[name])))
+
+    async def _begin_anew(self, name: str, begun: int) -> None:
+        lost_at = time.monotonic()
+        await self._wait_for_work(name, begun)
+        self.deaths.append((lost_at, time.monotonic()))
 
     def _log(self, name: str) -> Path:
         """Return the file to which a process logs: workers have their own."""

@@ -112,11 +112,8 @@ async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: ran
         outcome.faults[f"kill a {name.partition(' ')[0]} process"] += 1
         fleet.world.subscribers.phase += 1
         if fleet.server and restart_at and time.monotonic() >= restart_at:
-            await fleet.wait_for_starts()  # A start without a database ends with status 1.
-            await fleet.server.restart()
+            await fleet.restart_server()
             outcome.faults["restart of the database"] += 1
-            # It ends what every worker holds.
-            fleet.lost_at += [time.monotonic()] * len(fleet.workers)
             restart_at = None
         fleet.spawn(name)
 
@@ -129,7 +126,7 @@ def _check_limits(world: World, fleet: Fleet, outcome: Outcome, repeat: str) -> 
         # A test is sent by a process that only serves, which cannot know what is under way.
         if bodies[receipt.webhook_id]["type"] != "ping":
             by_name[receipt.name].append(receipt)
-    lost_at = [*fleet.lost_at, *(at for at, _ in fleet.deaths)]
+    lost_at = [at for at, _ in fleet.deaths]
     most = _most_at_once(by_name["capped"], lost_at)
     outcome.check("the cap holds", holds=0 < most <= CAP, detail=f"{most}", repeat=repeat)
     arrivals = [(receipt.sent_after, receipt.began_at) for receipt in by_name["rated"]]
@@ -148,8 +145,7 @@ def _check_polls(polled: Sequence[Arrival], fleet: Fleet, outcome: Outcome, repe
     # A process that begins has the tokens of its share, once it has started. While shards are free,
     # drives may take them; they share a rate of their own.
     share = POLL_RATE / len(fleet.workers) + 1
-    deaths = [(at, started_at + START_SECONDS) for at, started_at in fleet.deaths]
-    deaths += [(at, at + START_SECONDS) for at in fleet.lost_at]
+    deaths = [(at, begun_at + START_SECONDS) for at, begun_at in fleet.deaths]
     excess = _excess(polled, POLL_RATE, POLL_RATE, share + POLL_RATE, deaths)
     outcome.check("the poll budget holds", holds=excess <= 0, detail=f"{excess:.1f}", repeat=repeat)
     rate = len(polled) / max(polled[-1][1] - polled[0][1], 1.0)
