@@ -25,6 +25,8 @@ CAP, HOLD_SECONDS = 3, 0.25
 RATE = 8.0  # Webhooks per second to one subscriber.
 POLL_RATE = 4.0  # Less than the load needs: every callback is confirmed.
 MEAN_MAX = 1.25
+# A worker counts what it may ask, then reads from the database about whom, and asks so much later.
+READ_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 START_SECONDS = 3.0  # Until a process that begins to work has taken its share.
 AWAY_SECONDS = 1.0  # After a kill, what was under way may still be on its way to the receiver.
@@ -146,7 +148,8 @@ def _check_polls(polled: Sequence[Arrival], fleet: Fleet, outcome: Outcome, repe
     # drives may take them; they share a rate of their own.
     share = POLL_RATE / len(fleet.workers) + 1
     deaths = [(at, begun_at + START_SECONDS) for at, begun_at in fleet.deaths]
-    excess = _excess(polled, POLL_RATE, POLL_RATE, share + POLL_RATE, deaths)
+    burst = POLL_RATE + POLL_RATE * READ_SECONDS
+    excess = _excess(polled, POLL_RATE, burst, share + POLL_RATE, deaths)
     outcome.check("the poll budget holds", holds=excess <= 0, detail=f"{excess:.1f}", repeat=repeat)
     rate = len(polled) / max(polled[-1][1] - polled[0][1], 1.0)
     detail = f"{rate:.1f} of {POLL_RATE:g}"
