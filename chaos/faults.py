@@ -62,9 +62,13 @@ class Disk:
         }
 
     def list_unsynced(self) -> dict[str, list[tuple[int, int]]]:
-        """Return offset and length of the writes to each file that no sync followed."""
+        """Return offset and length of the writes to each file that no sync followed.
+
+        A service that died before its first write has left no list of them.
+        """
         writes: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        for line in self._writes.read_text("utf-8").splitlines():
+        lines = self._writes.read_text("utf-8").splitlines() if self._writes.exists() else []
+        for line in lines:
             what, name, offset, length = line.split()
             if what == "w":
                 writes[name].append((int(offset), int(length)))

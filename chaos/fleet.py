@@ -6,8 +6,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests import engine
 
 GENHOOK = SERVE[0]
 AWAY_SECONDS = 5.0
+LOOK_SECONDS = 0.2  # Between two looks at the log.
 WORK, TICK = ("work",), ("tick", "--every", "2")  # What the processes that only work run.
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
@@ -92,16 +93,19 @@ class Server:
         self._running.cleanup()
 
 
-@contextmanager
-def running_server() -> Iterator[Server]:
-    """Run a PostgreSQL server; its user, which is not root, must reach its folder."""
+@asynccontextmanager
+async def running_server() -> AsyncIterator[Server]:
+    """Run a PostgreSQL server; its user, which is not root, must reach its folder.
+
+    It is started and stopped in a thread: upstream and subscribers are served by this loop.
+    """
     with tempfile.TemporaryDirectory(prefix="genhook-chaos-") as folder:
         Path(folder).chmod(0o755)
-        server = Server(Path(folder) / "postgres")
+        server = await asyncio.to_thread(Server, Path(folder) / "postgres")
         try:
             yield server
         finally:
-            server.stop()
+            await asyncio.to_thread(server.stop)
 
 
 class Fleet:
@@ -122,7 +126,14 @@ class Fleet:
         self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
         self.webs = [f"web {number}" for number in range(webs)]
         self.workers = [f"worker {number}" for number in range(workers)]
-        self.killed_at: list[float] = []
+        # When each process was killed, or had lost what it held, and when it or its successor began
+        # to work.
+        self.deaths: list[tuple[float, float]] = []
+        self._health_ports = dict(zip(self.webs, self.ports, strict=True))
+        if work == WORK:
+            self._health_ports |= {name: find_port() for name in self.workers}
+        self._killed_at: dict[str, float] = {}
+        self._starts: list[asyncio.Task[None]] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -140,29 +151,77 @@ class Fleet:
         world.provider.outside = self._new_client()
         for name in (*self.webs, *self.workers):
             self.spawn(name)
-        await self._wait_for_answers()
+        await self.wait_for_starts()
 
     def _new_client(self, **own: Any) -> httpx.AsyncClient:
         transport = Balanced(self.ports)
         return httpx.AsyncClient(transport=transport, trust_env=False, timeout=8, **own)
 
-    async def _wait_for_answers(self) -> None:
-        ends_at, missing = time.monotonic() + LISTEN_SECONDS, set(self.ports)
+    async def wait_for_starts(self) -> None:
+        """Wait until every process that runs has answered; AssertionError if one does not."""
+        while self._starts:
+            await self._starts.pop(0)
+
+    async def _wait_for_start(self, name: str) -> None:
+        """Wait until the process answers and works, or was killed, and note when that was.
+
+        One that only serves may have the right to work at first, in turns with this one.
+        """
+        ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
+        begun = self._count_begun(name)
+        killed_at, port = self._killed_at.pop(name, None), self._health_ports.get(name)
         async with httpx.AsyncClient(trust_env=False) as client:
-            while missing:
+            while port and process is self._processes[name] and name not in self._killed_at:
                 assert time.monotonic() < ends_at, f"no answer: {self.world.log_end()}"
-                for port in list(missing):
-                    with suppress(httpx.TransportError):
-                        await client.get(f"http://{HOST}:{port}/healthz")
-                        missing.discard(port)
+                with suppress(httpx.TransportError):
+                    await client.get(f"http://{HOST}:{port}/healthz")
+                    break
                 await asyncio.sleep(TICK_SECONDS)
+        if port and name in self.workers:
+            await self._wait_for_work(name, begun)
+        if killed_at is not None:
+            self.deaths.append((killed_at, time.monotonic()))
+
+    async def _wait_for_work(self, name: str, begun: int) -> None:
+        """Wait until a worker has begun to work more often than so, or was killed."""
+        ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
+        while self._count_begun(name) <= begun and process.poll() is None:
+            if time.monotonic() >= ends_at:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def restart_server(self) -> None:
+        """Restart the server: each worker that lives loses what it holds, and begins anew.
+
+        No process starts meanwhile: without a database it ends with status 1.
+        """
+        assert self.server is not None
+        await self.wait_for_starts()
+        live = [name for name in self.workers if self._processes[name].poll() is None]
+        begun = {name: self._count_begun(name) for name in live}
+        await self.server.restart()
+        for name in live:
+            self._starts.append(asyncio.create_task(self._begin_anew(name, begun[name])))
+
+    async def _begin_anew(self, name: str, begun: int) -> None:
+        lost_at = time.monotonic()
+        await self._wait_for_work(name, begun)
+        self.deaths.append((lost_at, time.monotonic()))
+
+    def _log(self, name: str) -> Path:
+        """Return the file to which a process logs: workers have their own."""
+        return self.world.folder / (f"log of {name}" if name in self.workers else "log")
+
+    def _count_begun(self, name: str) -> int:
+        """Count how often the worker of this name has begun to work so far."""
+        return self._log(name).read_bytes().count(b'"worker.started"')
 
     def spawn(self, name: str) -> None:
         """Start a process of this name."""
-        is_web = name in self.webs
-        own = {"PORT": str(self.ports[self.webs.index(name)])} if is_web else {}
+        is_web, port = name in self.webs, self._health_ports.get(name)
+        own = {("PORT" if is_web else "GENHOOK_WORK_PORT"): str(port)} if port else {}
         own["GENHOOK_WORKER"] = "off" if is_web or self._work == TICK else "embedded"
-        with (self.world.folder / "log").open("ab") as log:
+        with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [GENHOOK, *(("serve",) if is_web else self._work)],
                 cwd=ROOT,
@@ -170,12 +229,13 @@ class Fleet:
                 stdout=log,
                 stderr=log,
             )
+        self._starts.append(asyncio.create_task(self._wait_for_start(name)))
 
     def kill(self, name: str) -> None:
         """Kill a process as `kill -9` does."""
         self._processes[name].kill()
         self._processes[name].wait()
-        self.killed_at.append(time.monotonic())
+        self._killed_at[name] = time.monotonic()
 
     def freeze(self, name: str) -> None:
         """Stop a process where it is, as a platform does that thaws it later."""
@@ -196,8 +256,11 @@ class Fleet:
             statuses[name] = process.poll()
         return statuses
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill what still runs."""
+        for start in self._starts:
+            start.cancel()
+        await asyncio.gather(*self._starts, return_exceptions=True)
         for process in self._processes.values():
             process.kill()
             process.wait()
@@ -217,4 +280,4 @@ async def open_fleet(
         await fleet.open()
         yield fleet
     finally:
-        fleet.close()
+        await fleet.close()

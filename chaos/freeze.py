@@ -13,7 +13,7 @@ from chaos import load, promises
 from chaos.fleet import TICK, WORK, Fleet, open_fleet, running_server
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
-from chaos.world import HOST, World, open_world
+from chaos.world import HOST, LISTEN_SECONDS, World, open_world
 
 FROZEN_SECONDS = 120.0
 LOAD_SECONDS, GENERATIONS = 12.0, 60
@@ -66,12 +66,11 @@ def _freeze(kind: Kind) -> Callable[[Path, str, str], Awaitable[Outcome]]:
         def check(promise: str, detail: object, *, holds: bool) -> None:
             outcome.check(promise, holds=holds, detail=f"{detail}", repeat=repeat)
 
-        with running_server() as server:
-            async with open_world(folder, seed) as world:
-                world.settings |= SETTINGS
-                world.subscribers.hold_seconds |= {"healthy": HOLD_SECONDS}
-                async with open_fleet(world, kind.webs, kind.workers, server, kind.work) as fleet:
-                    await _live(world, fleet, kind, outcome, check, repeat)
+        async with running_server() as server, open_world(folder, seed) as world:
+            world.settings |= SETTINGS
+            world.subscribers.hold_seconds |= {"healthy": HOLD_SECONDS}
+            async with open_fleet(world, kind.webs, kind.workers, server, kind.work) as fleet:
+                await _live(world, fleet, kind, outcome, check, repeat)
         return outcome
 
     return run_try
@@ -142,7 +141,7 @@ async def _thaw(
 
 async def _first_status(port: int) -> int:
     """Return the status of the first answer of the process at this port; 0 if none comes."""
-    async with httpx.AsyncClient(trust_env=False, timeout=THAWED_SECONDS) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=LISTEN_SECONDS) as client:
         try:
             return (await client.get(f"http://{HOST}:{port}/readyz")).status_code
         except httpx.TransportError:

@@ -1,8 +1,9 @@
 """`kill -9` before and after the commit of every unit of work, and at random moments."""
 
 import asyncio
+import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chaos import load, promises
@@ -13,7 +14,8 @@ from chaos.subject import read_reached
 from chaos.world import SUBJECT, World, open_world
 
 GENERATIONS, LOAD_SECONDS = 16, 1.6
-REACH_SECONDS = 25.0
+# Without less open work; and once there is none: the last units are those of no hurry.
+REACH_SECONDS, REST_SECONDS = 25.0, 5.0
 MORE_TRIES = 2  # Where the point was not reached.
 RANDOM_TRIES, RANDOM_KILLS = 24, 3
 QUICK_POINTS, QUICK_RANDOM, QUICK_ON_SERVER = 5, 3, 2
@@ -89,7 +91,7 @@ async def run(plan: Plan) -> Outcome:
     tries = [_new_try(point, side) for point, side in pairs]
     tries += [Try(f"instant {number}", kill_at_random) for number in range(randoms)]
     on_server = [pair for pair in pairs if not (pair[0].aged or pair[0].unit == "migrate")]
-    with running_server() as server:
+    async with running_server() as server:
         of_server = on_server[:QUICK_ON_SERVER] if plan.quick and not plan.only else on_server
         tries += [_new_try(point, side, server) for point, side in of_server]
         total = await run_tries(plan, tries)
@@ -104,8 +106,10 @@ def _new_try(point: Point, side: str, server: Server | None = None) -> Try:
     async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
         total = Outcome()
         for more in range(1 + MORE_TRIES):
+            # A busy machine commits many units at once, and so less often.
+            each = replace(point, times=1) if more == MORE_TRIES else point
             outcome = await kill_at(
-                folder / str(more), f"{seed}+{more}", repeat, point, side, server
+                folder / str(more), f"{seed}+{more}", repeat, each, side, server
             )
             total.add(outcome)
             if outcome.faults[f"kill {side} {point.unit}"] or outcome.broken:
@@ -175,14 +179,13 @@ async def kill_at_random(folder: Path, seed: str, repeat: str) -> Outcome:
 async def _wait_for_death(world: World, clients: "asyncio.Task[None]") -> int | None:
     """Wait until the process has died; return its status, or None if it does not die."""
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + REACH_SECONDS
-    while loop.time() < ends_at:
-        status = await world.wait_for_exit(0.2)
-        if status is not None:
-            return status
-        if clients.done() and await promises.wait_until_done(world, 0.1):
-            return await world.wait_for_exit(1.0)
-    return None
+    ends_at, least = loop.time() + REACH_SECONDS, math.inf
+    while (status := await world.wait_for_exit(0.2)) is None and loop.time() < ends_at:
+        if not clients.done():
+            ends_at = loop.time() + REACH_SECONDS  # Each of them waits for a limited time.
+        elif (count := await promises.count_open(world)) < least:
+            least, ends_at = count, loop.time() + (REACH_SECONDS if count else REST_SECONDS)
+    return status
 
 
 async def _restart(

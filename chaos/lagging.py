@@ -12,7 +12,9 @@ LAG_SECONDS = 2.0  # For so long its task route does not know yet what its callb
 STORM_SECONDS, CALM_SECONDS = 1.5, 3.0  # Of 429 for everything, and in between.
 STRANGER_SHARE = 0.2  # Of the answers to polls, and of the callbacks.
 REPEATED_MAX = 5
-AFTER_SECONDS = 0.5  # A create request that was under way when the proof came may arrive so late.
+# A create request that was under way when the proof came may arrive so late. What was denied may be
+# sent again only later than that.
+AFTER_SECONDS, DENIED_SECONDS = 1.5, 2
 
 
 class LaggingProvider(Provider):
@@ -59,7 +61,7 @@ class LaggingProvider(Provider):
         task = self.start_task(prompt, body.get("callback_url"))
         if outcome == "denied":
             self.spawn(self.send_callback(task, {"task_id": task.id, "status": "IN_PROGRESS"}))
-            return build_answer(503, {"error": {"code": 503}}, retry_after="1")
+            return build_answer(503, {"error": {"code": 503}}, retry_after=f"{DENIED_SECONDS}")
         if outcome == "stranger" and (other := self._choose_other(task)):
             return build_answer(200, {"code": 200, "data": other.data()})
         return await self.answer_create(outcome, task)
@@ -106,9 +108,10 @@ class LaggingProvider(Provider):
         self.faults["callback repeated"] += count - 1
         await asyncio.gather(*(self.send_callback(task, task.data()) for _ in range(count)))
 
-    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> None:
+    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> bool:
         """Send a callback until it is acknowledged, and note when that was."""
-        await super().send_callback(task, data)
+        is_acknowledged = await super().send_callback(task, data)
         is_own = data is not None and data["task_id"] == task.id
-        if is_own and task.prompt not in self.proved_at:
+        if is_acknowledged and is_own and task.prompt not in self.proved_at:
             self.proved_at[task.prompt] = self.loop.time()
+        return is_acknowledged

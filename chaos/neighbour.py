@@ -16,6 +16,7 @@ import httpx
 from service.model.clock import now_ms, rfc3339
 
 SIDE_BY_SIDE = 16
+PAUSE_SECONDS = 0.1  # Before something is sent again.
 EVENT_SECONDS = 1.0  # Between two generations, each of which has two events for all subscribers.
 LISTENERS_PORT = 19_999  # Below the ports of `chaos.world`.
 SLOW_NAME, DEAD_NAME = "slow.chaos.test", "dead.chaos.test"  # See `chaos.subject`.
@@ -39,6 +40,17 @@ async def request(api: httpx.AsyncClient, method: str, path: str, **options: Any
     return 0
 
 
+async def create(api: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Create something, again and again until it is answered well."""
+    while True:
+        with suppress(httpx.TransportError):
+            answer = await api.post(path, json=body)
+            if answer.is_success:
+                created: dict[str, Any] = answer.json()
+                return created
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
 async def run_each(works: list[Coroutine[Any, Any, Any]]) -> None:
     """Run all, some at a time."""
     slots = asyncio.Semaphore(SIDE_BY_SIDE)
@@ -56,7 +68,7 @@ async def repeat(send: Callable[[], Coroutine[Any, Any, Any]], side_by_side: int
     async def run_one() -> None:
         while True:
             if not await send():
-                await asyncio.sleep(0.1)  # It was not answered.
+                await asyncio.sleep(PAUSE_SECONDS)  # It was not answered.
 
     await asyncio.gather(*(run_one() for _ in range(side_by_side)))
 
@@ -125,8 +137,7 @@ async def refresh_at_once(api: httpx.AsyncClient, count: int) -> None:
     ids: list[str] = []
 
     async def submit() -> None:
-        answer = await api.post("/v1/generations", json=new)
-        ids.append(answer.json()["id"])
+        ids.append((await create(api, "/v1/generations", new))["id"])
 
     await run_each([submit() for _ in range(count)])
     turns = itertools.cycle(ids)
@@ -136,10 +147,10 @@ async def refresh_at_once(api: httpx.AsyncClient, count: int) -> None:
 
 async def count_replays(api: httpx.AsyncClient, count: int) -> None:
     """Some dry runs of replays at a time, each of which counts many events."""
-    answer = await api.post("/v1/subscribers", json={"url": "http://127.254.0.1:9/"})
+    subscriber = await create(api, "/v1/subscribers", {"url": "http://127.254.0.1:9/"})
     now = now_ms()
     new = {
-        "subscriber_id": answer.json()["id"],
+        "subscriber_id": subscriber["id"],
         "since": rfc3339(now - 24 * HOUR_MS),
         "until": rfc3339(now + 24 * HOUR_MS),
         "only": "all",

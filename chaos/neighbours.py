@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import IO, Any, NamedTuple
 
 import httpx
 
-from bench.machine import ROOT, Running, find_free_port, python_command
+from bench.machine import ROOT, Running, python_command
 from bench.world import HOUR_MS, tokens
 from chaos import wire
 from chaos.neighbour import LARGE_CHARACTERS, NAMES, OPEN_PROMPT
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
-from chaos.world import SERVE, SUBJECT, World, open_world
+from chaos.world import LISTEN_SECONDS, SERVE, SUBJECT, World, find_port, open_world
 from service.model.ids import new_id
 
 ATTACKER, VICTIM = "neighbour", "victim"
@@ -33,6 +33,7 @@ REQUEST_PAUSE, CALLBACK_PAUSE, GENERATION_PAUSE = 0.1, 0.2, 0.5  # Seconds.
 READY_SECONDS, SLOW_NAME_SECONDS = 240.0, "10"
 SPEED = "20"  # Of the sandbox.
 QUICK_TRIES = 2
+ROUNDS_MAX = 4  # A neighbour who delays others does so in each; a busy machine only in some.
 VICTIMS = ("callback", "request", "submission", "webhook")
 
 
@@ -132,7 +133,10 @@ async def attack(folder: Path, seed: str, repeat: str, kind: str, *, quick: bool
             alone = await victim.measure(QUICK_SECONDS if quick else ALONE_SECONDS)
             count = chosen.counts[quick]
             async with _run_neighbour(world, kind, count) as neighbour:
-                beside = await victim.measure(QUICK_SECONDS if quick else BESIDE_SECONDS)
+                beside: list[Measured] = []
+                while len(beside) < ROUNDS_MAX and (not beside or _list_late(alone, beside)):
+                    seconds = QUICK_SECONDS if quick else BESIDE_SECONDS
+                    beside.append(await victim.measure(seconds))
                 is_on = neighbour.poll() is None
         outcome.check("the neighbour attacks", holds=is_on, repeat=repeat)
         outcome.faults[kind] += count
@@ -142,19 +146,30 @@ async def attack(folder: Path, seed: str, repeat: str, kind: str, *, quick: bool
     return outcome
 
 
-def _compare(outcome: Outcome, kind: str, alone: Measured, beside: Measured, repeat: str) -> None:
+def _list_late(alone: Measured, beside: Sequence[Measured]) -> list[str]:
+    """Return the victims that were much later beside the neighbour in every round."""
+    return [
+        name
+        for name in VICTIMS
+        if min(each.p95(name) for each in beside) > alone.p95(name) + LATER_SECONDS_MAX
+    ]
+
+
+def _compare(
+    outcome: Outcome, kind: str, alone: Measured, beside: Sequence[Measured], repeat: str
+) -> None:
     """Check that no victim is much later beside the neighbour, and that all were answered."""
+    late = _list_late(alone, beside)
     for name in VICTIMS:
-        before, after = alone.p95(name), beside.p95(name)
-        figures = f"{before:.3f} / {after:.3f}"
+        figures = " / ".join(f"{each.p95(name):.3f}" for each in (alone, *beside))
         outcome.notes[f"p95 of a {name} in seconds, alone / beside {kind}"] = figures
         outcome.check(
             "6 no tenant delays another",
-            holds=after <= before + LATER_SECONDS_MAX,
+            holds=name not in late,
             detail=f"{kind}: {name}, p95 in seconds alone / beside: {figures}",
             repeat=repeat,
         )
-    wrong = [*alone.wrong, *beside.wrong]
+    wrong = [text for each in (alone, *beside) for text in each.wrong]
     detail = f"{kind}: {len(wrong)}, such as {wrong[:3]}"
     outcome.check("the victim is served", holds=not wrong, detail=detail, repeat=repeat)
 
@@ -196,11 +211,11 @@ async def _make_key(world: World, tenant: str) -> str:
 @asynccontextmanager
 async def _serve_sandbox() -> AsyncIterator[str]:
     """Run `genhook sandbox`; yield the URL of its API once it listens."""
-    port = find_free_port()
+    port = find_port(wire.HOST)  # No connection gets it before the sandbox listens.
     command = [SERVE[0], "sandbox", "--port", str(port), "--speed", SPEED]
     process = _spawn(command, subprocess.DEVNULL, subprocess.DEVNULL)
     try:
-        await Running(process).wait_for_port(port)
+        await Running(process).wait_for_port(port, LISTEN_SECONDS)
         yield f"http://{wire.HOST}:{port}/api/v1"
     finally:
         process.kill()

@@ -15,8 +15,11 @@ from typing import Any
 from chaos.outcome import Outcome
 from chaos.plan import Plan, run_module
 from service.api import subscribers
+from service.store import write_queue
+from service.store.postgres import connection
 from service.telemetry import log
 from tests import engine
+from tests.overlaps import world as stage
 from tests.overlaps.acts import ACTS, SINGLE, sweep
 from tests.overlaps.world import END, Point, Stage
 
@@ -83,6 +86,10 @@ async def _run_pair(stage: Stage, pair: tuple[str, str], rng: random.Random) -> 
 def main() -> int:
     """Start a server and run pairs; 1 if it had to break a deadlock."""
     log.configure("critical")
+    # Who stops in a transaction may stop for long on a busy machine, and nobody gives up meanwhile.
+    write_queue.WAIT_SECONDS = connection.COMMAND_SECONDS = 600.0
+    connection.TRANSACTION_SETTINGS["idle_in_transaction_session_timeout"] = "600000"
+    stage.BLOCKED_SECONDS = 120
     subscribers.SUBSCRIBERS_MAX = 3  # One more than there are.
     with tempfile.TemporaryDirectory(prefix="genhook-chaos-") as folder:
         Path(folder).chmod(0o755)  # Its user, which is not root, must reach it.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from chaos.wire import Request, build_answer, hang
+from chaos.wire import Pulse, Request, build_answer, hang
 
 # What becomes of a create request, by weight; all but `busy` and `refused` make a task.
 CREATES = {
@@ -69,9 +69,12 @@ class Provider:
         self.hangs = False  # Nothing is answered, and no task is made.
         self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
-        self.clocks: Callable[[], list[float]] = lambda: [time.time()]  # Of the service.
-        self.polled_at: list[float] = []  # By the clock of the loop.
+        # What the service's clock has shown since a time of `time.monotonic`.
+        self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
+        self.pulse = Pulse()
+        self.polled: list[tuple[float, float]] = []  # After when and when, by `time.monotonic`.
         self._numbers = 0
+        self._creating = 0  # Create requests that are not answered yet.
         self._running: set[asyncio.Task[Any]] = set()
         self.outside = httpx.AsyncClient(trust_env=False, timeout=5)
 
@@ -92,9 +95,18 @@ class Provider:
         if self.hangs:
             await hang()
             return None
-        if request.method == "POST":
+        if request.method != "POST":
+            return await self.status(request)
+        self._creating += 1
+        try:
             return await self.create(json.loads(request.body))
-        return await self.status(request)
+        finally:
+            self._creating -= 1
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task, a callback or an answer to a create request is still to come."""
+        return bool(self._running or self._creating)
 
     async def create(self, body: dict[str, Any]) -> bytes | None:
         """Take the request or refuse it, by the weights."""
@@ -141,7 +153,7 @@ class Provider:
 
     async def status(self, request: Request) -> bytes | None:
         """Answer a poll."""
-        self.polled_at.append(self.loop.time())
+        self.polled.append((self.pulse.since, time.monotonic()))
         query = dict(part.split("=") for part in urlsplit(request.path).query.split("&") if part)
         task_id = query.get("task_id") or request.path.rpartition("/")[2]
         task = self.tasks.get(task_id)
@@ -177,8 +189,11 @@ class Provider:
             self.spawn(self.send_callback(task, task.data()))
         await self.send_callback(task, task.data())
 
-    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> None:
-        """Send a callback until it is acknowledged; an unreadable one where `data` is None."""
+    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> bool:
+        """Send a callback until it is acknowledged, and return whether it was.
+
+        An unreadable one where `data` is None.
+        """
         assert task.callback_url is not None
         self._numbers += 1
         body = {"code": 200, "message": "success", "data": data, "number": self._numbers}
@@ -188,27 +203,29 @@ class Provider:
             content = b"<html>" + content
         ends_at, pause = self.loop.time() + CALLBACK_SECONDS, 0.05
         while self.loop.time() < ends_at:
+            began = time.monotonic()
             with suppress(httpx.TransportError):
                 answer = await self.outside.post(task.callback_url, content=content)
                 if 200 <= answer.status_code < 300:
                     self.acknowledged.add(content)
-                    return
-                if answer.status_code == 404 and self.is_expired(task.callback_url):
+                    return True
+                if answer.status_code == 404 and self.is_expired(task.callback_url, began):
                     self.faults["callback expired"] += 1
-                    return
+                    return False
                 if answer.status_code < 500:
                     self.wrong_answers.append(f"callback {content[:200]!r}: {answer.status_code}")
-                    return
+                    return False
             await asyncio.sleep(pause)
             pause = min(pause * 1.6, 1.0)
+        return False
 
-    def is_expired(self, callback_url: str) -> bool:
-        """Return whether the URL's token has expired by a clock of the service.
+    def is_expired(self, callback_url: str, since: float) -> bool:
+        """Return whether the URL's token had expired by what the service's clock has shown since.
 
         A URL that was minted while the clock was weeks behind has, once the clock is right.
         """
         expires_at = int(callback_url.rpartition(".")[0].rpartition(".")[2])
-        return max(self.clocks()) >= expires_at
+        return max(self.clocks(since)) >= expires_at
 
     async def send_forged_callback(self, task: Task) -> None:
         """Send a callback with a guessed token: the answer must be 404 and the body ignored."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -15,14 +16,14 @@ from chaos import load, promises
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
 from chaos.wire import HOST
-from chaos.world import World, open_world
+from chaos.world import TICK_SECONDS, World, open_world
 
-SHUTDOWN_SECONDS = 5
-LATE_SECONDS = 2.5  # For a busy machine.
+SHUTDOWN_SECONDS = 10
+LATE_SECONDS = 8.0  # For a busy machine; a stop that took its seconds twice would be later.
 AGAIN_SECONDS = 1.5  # Until the second signal; one that comes at once counts as the first.
 GENERATIONS, LOAD_SECONDS = 12, 2.0
 HANG_SECONDS = 1.5  # How long something hangs before the signal.
-LONG_POLLS = 20
+LONG_POLLS, LONG_POLLED = 21, 3  # So many requests, for so many generations.
 KINDS = ("upstream", "receivers", "long polls", "connecting sockets", "the log")
 TOGETHER = "everything"
 SIGNALS = ("once", "twice")
@@ -92,26 +93,47 @@ async def attack(
             await asyncio.sleep(LOAD_SECONDS / 2)
             world.provider.hangs = "upstream" in hanging
             world.subscribers.hangs = "receivers" in hanging
-            polls = await _poll_long(world) if "long polls" in hanging else []
+            polls = await _poll_long(world, outcome, repeat) if "long polls" in hanging else []
             await asyncio.sleep(HANG_SECONDS)
             outcome.faults.update({f"stop while {kind} hangs": 1 for kind in hanging})
             await _check_end(world, outcome, repeat, is_twice=is_twice)
             await _check_long_polls(polls, outcome, repeat, is_twice=is_twice)
         world.provider.hangs = world.subscribers.hangs = False
-        for connection in world.connections:
+        for connection in world.receiver.connections:
             connection.cancel()
         await _check_restart(world, clients, outcome, repeat)
     return outcome
 
 
-async def _poll_long(world: World) -> list["asyncio.Task[httpx.Response]"]:
-    """Wait for generations that have not ended, with requests of their own."""
-    rows = world.rows("SELECT id FROM generations ORDER BY id DESC LIMIT 3")
-    return [
-        asyncio.create_task(world.api.get(f"/v1/generations/{row['id']}?wait=60", timeout=60))
-        for row in rows
-        for _ in range(LONG_POLLS // 3)
+async def _poll_long(
+    world: World, outcome: Outcome, repeat: str
+) -> list["asyncio.Task[httpx.Response]"]:
+    """Wait for generations that have not ended, with requests of their own; all have arrived."""
+    ends_at = time.monotonic() + load.ANSWER_SECONDS
+    rows: list[dict[str, Any]] = []
+    while len(rows) < LONG_POLLED and time.monotonic() < ends_at:
+        await asyncio.sleep(TICK_SECONDS)
+        rows = world.rows(f"SELECT id FROM generations ORDER BY id DESC LIMIT {LONG_POLLED}")
+    sent, are_sent = 0, asyncio.Event()
+
+    async def note(event: str, _info: dict[str, Any]) -> None:
+        nonlocal sent
+        sent += event == "http11.send_request_body.complete"
+        if sent == LONG_POLLS:
+            are_sent.set()
+
+    paths = [f"/v1/generations/{row['id']}?wait=60" for row in rows]
+    polls = [
+        asyncio.create_task(world.api.get(path, timeout=60, extensions={"trace": note}))
+        for path in paths * (LONG_POLLS // LONG_POLLED)
     ]
+    with suppress(TimeoutError):
+        await asyncio.wait_for(are_sent.wait(), load.ANSWER_SECONDS)
+    for _ in range(2):  # What is sent after them is answered after them, or in the next turn.
+        await load.request(world, "GET", "/healthz")
+    detail = f"{sent} of {LONG_POLLS} were sent"
+    outcome.check("long polls arrive", holds=sent == LONG_POLLS, detail=detail, repeat=repeat)
+    return polls
 
 
 async def _check_end(world: World, outcome: Outcome, repeat: str, *, is_twice: bool) -> None:

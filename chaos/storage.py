@@ -5,6 +5,7 @@ import hashlib
 import random
 import re
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from chaos import load, promises
 from chaos.faults import Disk, build
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
-from chaos.world import SERVE, World, open_world
+from chaos.world import END_SECONDS, LISTEN_SECONDS, SERVE, TICK_SECONDS, World, open_world
 from service.store.sqlite import schema
 
 GENERATIONS, LOAD_SECONDS = 14, 2.0
@@ -61,6 +62,7 @@ def _failing(library: Path, fault: str) -> Run:
                 await asyncio.sleep(rng.uniform(0.4, 1.2))
                 disk.set_fault(fault)
                 outcome.faults[f"disk: {fault}"] += 1
+                await _wait_for_failure(world)
                 await asyncio.sleep(rng.uniform(0.5, 1.5))
                 if rng.random() < 0.5:
                     await _kill(world, outcome, repeat)
@@ -69,11 +71,22 @@ def _failing(library: Path, fault: str) -> Run:
                     await world.start(SERVE, **disk.variables())
                 disk.set_fault("none")
             await _check_recovery(world, clients, outcome, repeat)
-            is_logged = "database failed" in (folder / "log").read_text("utf-8", "replace")
+            is_logged = _has_failed(world)
             outcome.check("the fault was logged", holds=is_logged, detail=fault, repeat=repeat)
         return outcome
 
     return run_try
+
+
+async def _wait_for_failure(world: World) -> None:
+    """Wait until a write has failed: clients send writes all the time, but may be slow."""
+    ends_at = time.monotonic() + END_SECONDS
+    while not _has_failed(world) and time.monotonic() < ends_at:  # noqa: ASYNC110  it looks on
+        await asyncio.sleep(TICK_SECONDS)
+
+
+def _has_failed(world: World) -> bool:
+    return "database failed" in (world.folder / "log").read_text("utf-8", "replace")
 
 
 async def _kill(world: World, outcome: Outcome, repeat: str) -> None:
@@ -242,7 +255,7 @@ def _failing_start(library: Path, fault: str) -> Run:
 async def _check_refusal(world: World, outcome: Outcome, repeat: str, **extra: str) -> None:
     (world.folder / "log").unlink(missing_ok=True)
     world.spawn(SERVE, **extra)
-    status = await world.wait_for_exit(20)
+    status = await world.wait_for_exit(LISTEN_SECONDS)
     if status is None:
         world.kill()
     log = world.log_end()

@@ -52,6 +52,8 @@ async def attack(
             if quick and isinstance(provider, UnreliableProvider)
             else DEADLINE_SECONDS
         )
+        if isinstance(provider, LaggingProvider):  # It is never silent, and what it tells is read.
+            world.settings["GENHOOK_UPSTREAM_TIMEOUT_SECONDS"] = "20"
         await world.start()
         count = QUICK_GENERATIONS if quick else GENERATIONS
         clients = world.run_beside(load.run(world, count, LOAD_SECONDS))

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from standardwebhooks import Webhook
 
-from chaos.wire import Request, build_answer, hang
+from chaos.wire import Pulse, Request, build_answer, hang
 from service.model.clock import parse_rfc3339
 
+# A webhook may arrive so long after it was signed: an attempt has three seconds, and a busy machine
+# may read later what has arrived.
+IN_FLIGHT_SECONDS = 8.0
 # What `unreliable` answers, by weight.
 ANSWERS = {"204": 8, "500": 2, "503": 1, "301": 1, "closed": 1, "slow": 1}
 
@@ -23,7 +26,8 @@ class Receipt:
     """A webhook that arrived `skew_seconds` after its timestamp and `age_seconds` after its event.
 
     `status` is 0 where it was not answered; `phase` counts the kills of the service before it.
-    It was under way from `began_at` to `ended_at`, by a clock of this machine.
+    It was under way from `began_at` to `ended_at`, and sent after `sent_after`, by a clock of this
+    machine.
     """
 
     phase: int
@@ -33,6 +37,7 @@ class Receipt:
     skew_seconds: float
     age_seconds: float
     status: int
+    sent_after: float
     began_at: float
     ended_at: float
 
@@ -50,8 +55,10 @@ class Subscribers:
         self.faults: Counter[str] = Counter()
         self.has_faults = True
         self.hangs = False  # Nothing is answered, nor noted.
+        self.pulse = Pulse()
         self.hold_seconds: dict[str, float] = {}  # How long some take to answer, by name.
-        self.clocks: Callable[[], list[float]] = lambda: [time.time()]
+        # What the service's clock has shown since a time of `time.monotonic`.
+        self.clocks: Callable[[float], list[float]] = lambda _since: [time.time()]
 
     async def __call__(self, request: Request) -> bytes | None:
         """Receive a webhook; the handler of a `wire` server."""
@@ -62,10 +69,12 @@ class Subscribers:
         webhook_id = request.headers.get("webhook-id", "")
         timestamp = int(request.headers.get("webhook-timestamp", "0"))
         self._verify(name, webhook_id, timestamp, request)
-        skew = min((now - timestamp for now in self.clocks()), key=abs)
+        since = time.monotonic() - IN_FLIGHT_SECONDS
+        skew = min((now - timestamp for now in self.clocks(since)), key=abs)
         age = time.time() - parse_rfc3339(json.loads(request.body)["timestamp"]) / 1_000
-        phase, began_at, status = self.phase, time.monotonic(), await self._status(name)
-        times = began_at, time.monotonic()
+        phase, began = self.phase, (self.pulse.since, time.monotonic())
+        status = await self._status(name)
+        times = *began, time.monotonic()
         self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, age, status, *times))
         return build_answer(status) if status else None
 

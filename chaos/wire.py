@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 HOST = "127.0.0.1"
 HANG_SECONDS = 600.0
+PULSE_SECONDS, PULSE_BEATS = 0.01, 6
 REQUEST_BYTES = 4 * 1024 * 1024
 
 
@@ -48,11 +51,46 @@ async def hang() -> None:
     await asyncio.sleep(HANG_SECONDS)
 
 
+class Pulse:
+    """Knows since when at the latest what this loop reads now was under way.
+
+    The loop of a busy machine may read late what came long before. `run` notes when it was there;
+    a new connection needs some turns of the loop until its request is read.
+    """
+
+    def __init__(self) -> None:
+        self._beats: deque[float] = deque(maxlen=PULSE_BEATS)
+
+    @property
+    def since(self) -> float:
+        """Return a time before that of all that is read now; the present one without a pulse."""
+        return self._beats[0] if self._beats else time.monotonic()
+
+    async def run(self) -> None:
+        """Note the time again and again."""
+        while True:
+            self._beats.append(time.monotonic())
+            await asyncio.sleep(PULSE_SECONDS)
+
+
 class Server(NamedTuple):
     """The port of a server, and a task for each of its open connections."""
 
     port: int
     connections: set[asyncio.Task[Any]]
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until every connection that was made before has ended, as a dead peer's soon does.
+
+        They are accepted in order: once ours was, each of them is in `connections`.
+        """
+        reader, writer = await asyncio.open_connection(HOST, self.port)
+        writer.write_eof()
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        if self.connections:
+            await asyncio.wait(list(self.connections), timeout=seconds)
 
 
 @asynccontextmanager
