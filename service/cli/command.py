@@ -42,9 +42,10 @@ class Argument(NamedTuple):
 class Command(NamedTuple):
     """A command of a group, or the only one of its word.
 
-    answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`.
-    An item without `shows`, and `none` (204), are shown as the sentence `says`, filled with fields
-    of the answer.
+    answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`
+    and the lines that `details` makes of it. The sentence `says`, filled with fields of the answer,
+    follows; it is all that is shown of `none` (204).
+    shape: the type that the answer must have, by default a JSON object, or `answers.Page`.
     run: the function that runs the command, if not `client.run`.
     """
 
@@ -56,6 +57,8 @@ class Command(NamedTuple):
     answer: Literal["page", "item", "none"] = "item"
     shows: tuple[str, ...] = ()
     says: str = ""
+    shape: Any = None
+    details: Callable[[Any], list[str]] | None = None
     run: "Callable[[Command, argparse.Namespace, Echo], int] | None" = None
 
 

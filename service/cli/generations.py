@@ -21,11 +21,6 @@ ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
 
 
-def add_generations(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook generations`."""
-    client.add_commands(parser, COMMANDS)
-
-
 def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Create a generation, or request one again; 1 if it has failed by the end."""
     if options.argument_no_wait and (options.argument_wait or options.argument_save is not None):
@@ -54,7 +49,7 @@ def _request(
     options.argument_idempotency_key = key
     repeat = f"It may have been stored: repeat it with --idempotency-key {key}, to pay once."
     try:
-        return client.send(connection, command, options, answers.Generation, **more)
+        return client.send(connection, command, options, **more)
     except calls.UnsentError:
         raise
     except calls.UnreachableError as error:
@@ -74,16 +69,8 @@ def _input_of(options: argparse.Namespace) -> dict[str, Any]:
 def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
+        generation = client.send(connection, command, options)
         return _follow(connection, options, echo, generation)
-
-
-def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Send the request of a command, and show the generation in its answer."""
-    with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
-    output.show(options, echo, generation, output.generation(generation))
-    return 0
 
 
 def _follow(
@@ -160,20 +147,15 @@ def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     return 0
 
 
-def show_timeline(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Show what happened to a generation, in order."""
-    with calls.connect(options) as connection:
-        timeline = client.send(connection, command, options, answers.Timeline)
+def _format_timeline(timeline: Any) -> list[str]:
     entries = timeline["data"]
-    lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
-    output.show(options, echo, timeline, lines)
-    return 0
+    return [output.entry(entry, entries[0]["at"]) for entry in entries]
 
 
 def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Save the files of a result; 1 if one cannot be saved, or if there is no result."""
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
+        generation = client.send(connection, command, options)
     if generation["status"] != "succeeded":
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
@@ -228,11 +210,12 @@ _DIRECTORY = Argument(
     {**_FOLDER, "help": "the folder to save in, which is created (this one)"},
 )
 
-COMMANDS = {
+GENERATIONS = {
     "create": Command(
         "create a generation",
         "generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
         *("POST", ALL, _CREATE),
+        shape=answers.Generation,
         run=create,
     ),
     "list": Command(
@@ -243,30 +226,38 @@ COMMANDS = {
         run=list_,
     ),
     "get": Command(
-        "show a generation", f"generations get {EXAMPLE}", "GET", ONE, (ID, *_WAITING), run=get
+        "show a generation",
+        f"generations get {EXAMPLE}",
+        *("GET", ONE, (ID, *_WAITING)),
+        shape=answers.Generation,
+        run=get,
     ),
     "timeline": Command(
         "show the steps of a generation, with their times",
         f"generations timeline {EXAMPLE}",
         *("GET", f"{ONE}/timeline", (ID,)),
-        run=show_timeline,
+        shape=answers.Timeline,
+        details=_format_timeline,
     ),
     "refresh": Command(
         "ask upstream about a generation now",
         f"generations refresh {EXAMPLE}",
         *("POST", f"{ONE}/refresh", (ID,)),
-        run=act,
+        shape=answers.Generation,
+        details=output.generation,
     ),
     "cancel": Command(
         "cancel an open generation; upstream may bill for it all the same",
         f"generations cancel {EXAMPLE}",
         *("POST", f"{ONE}/cancel", (ID,)),
-        run=act,
+        shape=answers.Generation,
+        details=output.generation,
     ),
     "retry": Command(
         "request a generation again that failed, timed out or was canceled",
         f"generations retry {EXAMPLE} --wait",
         *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _NO_WAIT, *_WAITING)),
+        shape=answers.Generation,
         run=create,
     ),
     "delete": Command(
@@ -279,6 +270,7 @@ COMMANDS = {
         "save the files of a generation's result",
         f"generations save {EXAMPLE} pictures",
         *("GET", ONE, (ID, _DIRECTORY, _MAX_BYTES)),
+        shape=answers.Generation,
         run=save,
     ),
 }

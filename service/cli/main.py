@@ -2,13 +2,13 @@
 
 import argparse
 import codecs
-import contextlib
 import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from service import __version__
@@ -16,7 +16,8 @@ from service.cli import streams
 from service.cli.arguments import StoreOnce, to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
-# The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
+# The module in service.cli that has the command, and a summary. A command that calls the API is a
+# table there, which has the command's name; the options of another one are added by `add_NAME`.
 COMMANDS = {
     "serve": ("serve", "serve the API and callbacks; run the worker unless GENHOOK_WORKER=off"),
     "work": ("serve", "run only the worker, which polls, delivers and repeats submissions"),
@@ -96,9 +97,18 @@ def parser(*names: str | None) -> argparse.ArgumentParser:
         module, summary = COMMANDS[each]
         command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each in names:
-            add = f"add_{each.replace('-', '_')}"
-            getattr(importlib.import_module(f"service.cli.{module}"), add)(command)
+            _add_options(command, importlib.import_module(f"service.cli.{module}"), each)
     return root
+
+
+def _add_options(command: argparse.ArgumentParser, module: ModuleType, name: str) -> None:
+    name = name.replace("-", "_")
+    if table := getattr(module, name.upper(), None):
+        from service.cli import client
+
+        client.add_commands(command, table)
+    else:
+        getattr(module, f"add_{name}")(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except (CommandError, SettingsError, StorageError) as error:
-        if sys.stderr is not None:  # None where it was closed at the start.
-            with contextlib.suppress(OSError):
-                print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
+        streams.note(f"genhook: {str(error).rstrip('.')}.")
         return 2 if isinstance(error, SettingsError) else getattr(error, "status", 1)
 
 

@@ -29,13 +29,6 @@ _STATES = ("status", "state", "data.status")
 FIELD_WIDTH = len("completed_at")  # So wide are the names of a generation's fields at least.
 
 
-class Blank(dict[str, object]):
-    """The fields of an answer; one that it lacks is empty."""
-
-    def __missing__(self, _name: str) -> str:
-        return ""
-
-
 def plain(text: object) -> str:
     """Return `text` on one line, without the control characters that could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str("" if text is None else text))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from service.cli import answers, output, streams
 from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
 from service.cli.calls import Wait, ask, ask_again, connect, pause
-from service.cli.client import add_commands, add_remote
+from service.cli.client import add_remote
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
@@ -70,11 +70,6 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only count the events")
     parser.add_argument(IDEMPOTENCY.flag, **IDEMPOTENCY.options)
     add_remote(parser)
-
-
-def add_replays(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook replays`."""
-    add_commands(parser, REPLAYS)
 
 
 def parse_moment(text: str) -> Moment:

@@ -21,20 +21,10 @@ EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
 EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas, or all (all)"
 
 
-def add_subscribers(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook subscribers`."""
-    client.add_commands(parser, COMMANDS)
-
-
-def add_signing_secret(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook signing-secret`."""
-    client.add_commands(parser, SIGNING_SECRET)
-
-
 def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Send a `ping` now; 1 unless the subscriber answers 2xx."""
     with calls.connect(options) as connection:
-        answer = client.send(connection, command, options, answers.Test)
+        answer = client.send(connection, command, options)
     attempt = answer["attempt"]
     error = (attempt["error"] or {}).get("message")
     result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
@@ -49,7 +39,9 @@ def update(command: Command, options: argparse.Namespace, echo: Echo) -> int:
         raise UsageError("name a field to change: see genhook subscribers update --help.")
     with calls.connect(options) as connection:
         if len(fields.get("filter", ())) == 1:
-            now = client.send(connection, COMMANDS["get"], options, answers.Filtered)
+            now = client.send(
+                connection, SUBSCRIBERS["get"]._replace(shape=answers.Filtered), options
+            )
             fields["filter"] = now["filter"] | fields["filter"]
         answer = client.send(connection, command, options, json=fields)
     client.show_answer(command, options, echo, answer)
@@ -125,7 +117,7 @@ _SHOWN = (
     *("payload", "signature", "created_at", "updated_at"),
 )
 
-COMMANDS = {
+SUBSCRIBERS = {
     "create": Command(
         "create a subscriber: a URL that receives events",
         "subscribers create https://shop.example/hooks --event-types generation.succeeded",
@@ -174,6 +166,7 @@ COMMANDS = {
         "send a ping and show the answer",
         f"subscribers test {EXAMPLE}",
         *("POST", f"{ONE}/test", (ID,)),
+        shape=answers.Test,
         run=test,
     ),
     "stats": Command(
