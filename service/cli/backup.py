@@ -90,8 +90,5 @@ def _copy(source: Path, target: Path) -> None:
         [[verdict]] = _execute(connection, "PRAGMA quick_check(1)")
     if verdict != "ok":
         raise CommandError(f"the backup failed: {verdict}")
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with target.open("rb") as copied:
+        os.fsync(copied.fileno())

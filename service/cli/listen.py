@@ -3,15 +3,14 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, output, streams
 from service.cli.arguments import Echo, check, define
 from service.cli.calls import (
     UnreachableError,
     Wait,
-    ask,
     call,
     connect,
     decode,
@@ -92,8 +91,8 @@ def _decode_key(secret: str) -> bytes:
 
 
 def _find_newest(client: "httpx.Client") -> str | None:
-    events = ask(client, "GET", "/v1/events", answers.EventRefs, params={"limit": 1})["data"]
-    return events[0]["id"] if events else None
+    newest = _read_page(client, {"limit": 1}).data
+    return decode(client, bytes(newest[0]), answers.Event).id if newest else None
 
 
 def _read_events(
@@ -102,8 +101,9 @@ def _read_events(
     """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True
     while True:
+        query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
         try:
-            page = _read_page(client, after)
+            page = _read_page(client, query)
         except UnreachableError as error:
             if pause is None:
                 raise
@@ -120,11 +120,9 @@ def _read_events(
             pause(LISTEN_SECONDS)
 
 
-def _read_page(client: "httpx.Client", after: str | None) -> answers.EventPage:
-    query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
-    page: answers.EventPage = decode(
-        client, call(client, "GET", "/v1/events", params=query).content, answers.EventPage
-    )
+def _read_page(client: "httpx.Client", query: Mapping[str, Any]) -> answers.EventPage:
+    body = call(client, "GET", "/v1/events", params=query).content
+    page: answers.EventPage = decode(client, body, answers.EventPage)
     return page
 
 

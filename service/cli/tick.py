@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from service.cli import interrupts
+from service.cli import interrupts, output
 from service.cli.arguments import Echo, add_json, define, parse_number
 from service.model.errors import StorageError
 from service.settings import Settings, read_settings
@@ -58,15 +58,10 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
 
 
 def _print(options: argparse.Namespace, echo: Echo, done: "WorkCounts") -> None:
-    if options.json:
-        echo(msgspec.json.encode(done).decode())
-        return
     counts = {n: v for n, v in msgspec.structs.asdict(done).items() if n != "more" and v}
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
-    if done.more:
-        echo(f"{text or 'nothing was done'}; more is due, or another process works on it")
-    else:
-        echo(text or "nothing was due")
+    more = f"{text or 'nothing was done'}; more is due, or another process works on it"
+    output.show(options, echo, done, [more if done.more else text or "nothing was due"])
 
 
 async def _tick(settings: Settings, seconds: float, every: float | None, show: Show) -> None:
