@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.cli import interrupts, output, streams
-from service.cli.arguments import Echo, add_json, define
+from service.cli.arguments import add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
@@ -34,7 +34,7 @@ def add_migrate(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def migrate(options: argparse.Namespace, echo: Echo) -> int:
+def migrate(options: argparse.Namespace) -> int:
     """Bring the database to the schema of this version, and print each step."""
     from service.telemetry import log
 
@@ -45,7 +45,7 @@ def migrate(options: argparse.Namespace, echo: Echo) -> int:
     done = {"database": name, "applied": steps, "schema_version": version}
     lines = [f"applied {step}" for step in steps]
     lines.append(f"{name} has schema {version}, the one that this genhook needs.")
-    output.show(options, echo, done, lines)
+    output.show(options, done, lines)
     return 0
 
 

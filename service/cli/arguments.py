@@ -10,8 +10,7 @@ from typing import Any
 from service.model.errors import UsageError
 from service.model.number import read_decimal, read_whole
 
-Echo = Callable[[str], None]  # Prints a line.
-Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
+Run = Callable[[argparse.Namespace], int]  # A command; it returns the exit status.
 NULL = object()  # JSON's `null`; None means that the option is not given.
 KEY_VARIABLES = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")  # The first one that is set is used.
 

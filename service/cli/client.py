@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, calls, output
-from service.cli.arguments import NULL, Echo, add_json, define, to_sentence
+from service.cli.arguments import NULL, add_json, define, to_sentence
 from service.cli.command import Argument, Command, Commands, Place
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def run(command: Command, options: argparse.Namespace) -> int:
     """Send the request of a command and show the answer."""
     with calls.connect(options) as client:
         answer = send(client, command, options)
-    show_answer(command, options, echo, answer)
+    show_answer(command, options, answer)
     return 0
 
 
@@ -111,7 +111,7 @@ def values_of(command: Command, options: argparse.Namespace, place: Place) -> di
     return values
 
 
-def show_answer(command: Command, options: argparse.Namespace, echo: Echo, answer: Any) -> None:
+def show_answer(command: Command, options: argparse.Namespace, answer: Any) -> None:
     """Print the answer to a command."""
     if command.answer == "page":
         lines = output.page(answer, command.shows)
@@ -121,4 +121,4 @@ def show_answer(command: Command, options: argparse.Namespace, echo: Echo, answe
         if command.says:  # A field that the answer lacks is empty.
             lines.append(output.plain(command.says.format_map(defaultdict(str, answer))))
     content = {**answer, "deleted": True} if command.answer == "none" else answer
-    output.show(options, echo, content, lines)
+    output.show(options, content, lines)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.cli.arguments import Echo, parse_id, parse_idempotency_key, parse_pair, parse_whole
+from service.cli.arguments import parse_id, parse_idempotency_key, parse_pair, parse_whole
 from service.cli.output import plain
 from service.model.errors import UsageError
 
@@ -59,7 +59,7 @@ class Command(NamedTuple):
     says: str = ""
     shape: Any = None
     details: Callable[[Any], list[str]] | None = None
-    run: "Callable[[Command, argparse.Namespace, Echo], int] | None" = None
+    run: "Callable[[Command, argparse.Namespace], int] | None" = None
 
 
 Commands = Mapping[str, Command]

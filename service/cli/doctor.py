@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from service.api import signatures
 from service.cli import calls, output
-from service.cli.arguments import Echo, add_json, define
+from service.cli.arguments import add_json, define
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
     Finding,
@@ -43,11 +43,11 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def doctor(options: argparse.Namespace, echo: Echo) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """Print every finding; 1 if one is a failure."""
     findings = list(examine(now_ms(), online=options.online))
     content = [finding._asdict() for finding in findings]
-    output.show(options, echo, content, output.table(findings))
+    output.show(options, content, output.table(findings))
     return int(any(finding.level == "fail" for finding in findings))
 
 

@@ -5,7 +5,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
-from service.cli.arguments import Echo, parse_json_object, parse_size
+from service.cli.arguments import parse_json_object, parse_size
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
 from service.model.errors import CommandError, UsageError
 from service.model.generation import OPEN, GenerationStatus
@@ -21,7 +21,7 @@ ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
 
 
-def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def create(command: Command, options: argparse.Namespace) -> int:
     """Create a generation, or request one again; 1 if it has failed by the end."""
     if options.argument_no_wait and (options.argument_wait or options.argument_save is not None):
         raise UsageError("--no-wait goes neither with --wait nor with --save: leave one out.")
@@ -35,7 +35,7 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     with calls.connect(options) as connection:
         generation = _request(connection, command, options, more)
         seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS
-        return _follow(connection, options, echo, generation, submit_seconds=seconds)
+        return _follow(connection, options, generation, submit_seconds=seconds)
 
 
 def _request(
@@ -66,17 +66,16 @@ def _input_of(options: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def get(command: Command, options: argparse.Namespace) -> int:
     """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options)
-        return _follow(connection, options, echo, generation)
+        return _follow(connection, options, generation)
 
 
 def _follow(
     connection: "httpx.Client",
     options: argparse.Namespace,
-    echo: Echo,
     generation: Any,
     *,
     submit_seconds: float | None = None,
@@ -92,15 +91,15 @@ def _follow(
     is_open = generation["status"] in OPEN
     begun = output.generation(generation)[:1] if is_open and (waits or submit_seconds) else []
     for line in begun:
-        (streams.note if options.json else echo)(line)
+        (streams.note if options.json else streams.echo)(line)
     if waits:
         generation = _wait(connection, generation)
     elif submit_seconds:
         generation = _wait_for_upstream(connection, generation, submit_seconds)
-    output.show(options, echo, generation, output.generation(generation)[len(begun) :])
+    output.show(options, generation, output.generation(generation)[len(begun) :])
     status, is_saved = generation["status"], True
     if folder is not None and status == "succeeded":
-        is_saved = _save(generation, folder, options, echo)
+        is_saved = _save(generation, folder, options)
     has_failed = (waits or submit_seconds is not None) and status not in (*OPEN, "succeeded")
     return 1 if has_failed or not is_saved else 0
 
@@ -136,14 +135,14 @@ def _look(
     return calls.ask_again(connection, path, answers.Generation, goes_on, wait, query)
 
 
-def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def list_(command: Command, options: argparse.Namespace) -> int:
     """List generations; each pair of `--metadata` is a filter of its own."""
     query = client.values_of(command, options, "query")
     pairs_ = _WITH_METADATA.value_of(options) or {}
     query |= {f"metadata.{name}": value for name, value in pairs_.items()}
     with calls.connect(options) as connection:
         page = client.send(connection, command, options, params=query)
-    client.show_answer(command, options, echo, page)
+    client.show_answer(command, options, page)
     return 0
 
 
@@ -152,20 +151,20 @@ def _format_timeline(timeline: Any) -> list[str]:
     return [output.entry(entry, entries[0]["at"]) for entry in entries]
 
 
-def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def save(command: Command, options: argparse.Namespace) -> int:
     """Save the files of a result; 1 if one cannot be saved, or if there is no result."""
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options)
     if generation["status"] != "succeeded":
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
-    is_saved = _save(generation, options.argument_directory, options, echo)
-    output.show(options, echo, generation, [])
+    is_saved = _save(generation, options.argument_directory, options)
+    output.show(options, generation, [])
     return 0 if is_saved else 1
 
 
-def _save(generation: Any, folder: str, options: argparse.Namespace, echo: Echo) -> bool:
-    note = streams.note if options.json else echo
+def _save(generation: Any, folder: str, options: argparse.Namespace) -> bool:
+    note = streams.note if options.json else streams.echo
     return saving.save(generation, folder, note, options.argument_max_bytes)
 
 

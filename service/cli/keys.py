@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.cli import calls, client
-from service.cli.arguments import KEY_VARIABLES, Echo, parse_name, parse_scopes
+from service.cli.arguments import KEY_VARIABLES, parse_name, parse_scopes
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command, argument
 from service.model.errors import UsageError
 from service.model.key import SCOPES
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from service.cli.admin import Show
 
 
-def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def act(command: Command, options: argparse.Namespace) -> int:
     """Call the service, or open the database of the settings if the options want that."""
-    show = partial(_show, command, options, echo)
+    show = partial(_show, command, options)
     if _is_offline(options):
         _open(command, options, show)
     else:
@@ -47,12 +47,12 @@ def _open(command: Command, options: argparse.Namespace, show: "Show") -> None:
     run[command.method](argparse.Namespace(**own), show)
 
 
-def _show(command: Command, options: argparse.Namespace, echo: Echo, answer: Any) -> None:
+def _show(command: Command, options: argparse.Namespace, answer: Any) -> None:
     if command.answer == "page" and not options.json:
         states = ({"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"])
         keys = [key | state for key, state in zip(answer["data"], states, strict=True)]
         answer = {**answer, "data": keys}
-    client.show_answer(command, options, echo, answer)
+    client.show_answer(command, options, answer)
 
 
 _OFFLINE = argument(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, output, streams
-from service.cli.arguments import Echo, check, define
+from service.cli.arguments import check, define
 from service.cli.calls import (
     UnreachableError,
     Wait,
@@ -58,7 +58,7 @@ def parse_url(text: str) -> str:
     return text
 
 
-def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
+def listen(options: argparse.Namespace, wait: Wait = pause) -> int:
     """Print events as they come, and POST each to a local URL, signed as for a subscriber.
 
     It starts with the next new event, or after the one that `--after` names. With `--once` it
@@ -67,7 +67,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
     """
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
-    note = streams.note if options.json else echo  # With JSON the output holds events only.
+    note = streams.note if options.json else streams.echo  # With JSON the output holds events only.
     is_refused = False
     with connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
@@ -75,7 +75,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
             note(f"forwarding to {options.forward_to}, signed with {secret}")
         for body in _read_events(client, after, note, None if options.once else wait):
             event = decode(client, body, answers.Event)
-            echo(output.harmless(body.decode()) if options.json else _format_event(event))
+            streams.echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
                 is_accepted, result = _forward(options.forward_to, key, event.id, body)
                 is_refused |= not is_accepted
@@ -96,7 +96,7 @@ def _find_newest(client: "httpx.Client") -> str | None:
 
 
 def _read_events(
-    client: "httpx.Client", after: str | None, note: Echo, pause: Wait | None
+    client: "httpx.Client", after: str | None, note: streams.Print, pause: Wait | None
 ) -> Iterator[bytes]:
     """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True

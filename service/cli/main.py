@@ -1,10 +1,7 @@
 """The command line: `genhook COMMAND`, its help, and how errors end it."""
 
 import argparse
-import codecs
 import importlib
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
-            echo(message.removesuffix("\n"))
+            streams.echo(message.removesuffix("\n"))
         else:
             super()._print_message(message, file)
 
@@ -104,8 +101,7 @@ def parser(*names: str | None) -> argparse.ArgumentParser:
 def _add_options(command: argparse.ArgumentParser, module: ModuleType, name: str) -> None:
     name = name.replace("-", "_")
     if table := getattr(module, name.upper(), None):
-        from service.cli import client
-
+        client = importlib.import_module("service.cli.client")  # `serve` needs none of it.
         client.add_commands(command, table)
     else:
         getattr(module, f"add_{name}")(command)
@@ -115,21 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, as docs/cli.md says."""
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Characters that it cannot encode are escaped.
-        codecs.register_error(streams.ESCAPE, _escape)
-        sys.stdout.reconfigure(errors=streams.ESCAPE)
+    streams.escape_output()
     try:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)
         if options.version:
-            echo(f"genhook {__version__}")
+            streams.echo(f"genhook {__version__}")
             return 0
         if options.run is None:
             root.print_help()
             return 2
-        return int(options.run(options, echo))
+        return int(options.run(options))
     except BrokenPipeError:  # The reader of our output has closed it.
-        _drop_output()
+        streams.drop_output()
         return 1
     except (CommandError, SettingsError, StorageError) as error:
         streams.note(f"genhook: {str(error).rstrip('.')}.")
@@ -139,27 +133,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_broken(text: str) -> bool:
     """Whether a text has surrogates, as which Python keeps bytes that are not UTF-8 (PEP 383)."""
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write characters as JSON escapes: Python's own would not be valid in `--json`."""
-    assert isinstance(error, UnicodeEncodeError)
-    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    escapes = (f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
-    return "".join(escapes), error.end
-
-
-def echo(line: str) -> None:
-    """Print a line on standard output at once; CommandError if that fails, as on a full disk."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_output()
-        raise CommandError(f"the output cannot be written: {error.strerror}") from error
-
-
-def _drop_output() -> None:
-    """Point stdout to the null device, so that what is still buffered fails no exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, get_args
 
 from service.cli import answers, client, output
-from service.cli.arguments import Echo, parse_model
+from service.cli.arguments import parse_model
 from service.cli.command import PAGING, Argument, Command, argument
 from service.model.errors import UsageError
 from service.upstream.catalogue import Kind
@@ -12,7 +12,7 @@ from service.upstream.catalogue import Kind
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
 
 
-def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def show_models(command: Command, options: argparse.Namespace) -> int:
     """List the models, or show one with its parameters."""
     words: list[str] = options.argument_id
     if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As with other nouns.
@@ -29,7 +29,7 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
             shape=answers.Model,
             details=_format_parameters,
         )
-    return client.run(command, options, echo)
+    return client.run(command, options)
 
 
 def _format_parameters(model: answers.Model) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from service.cli import streams
-from service.cli.arguments import Echo
 from service.model.clock import parse_rfc3339
 from service.model.text import encodable
 from service.settings import ENVIRONMENT
@@ -43,10 +42,10 @@ def json_line(content: object) -> str:
     return harmless(encoded.decode())
 
 
-def show(options: argparse.Namespace, echo: Echo, content: object, lines: Iterable[str]) -> None:
+def show(options: argparse.Namespace, content: object, lines: Iterable[str]) -> None:
     """Print content as JSON with `--json`, else the lines."""
     for line in [json_line(content)] if options.json else lines:
-        echo(line)
+        streams.echo(line)
 
 
 def harmless(json: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cli import answers, output, streams
-from service.cli.arguments import NULL, Echo, parse_id, parse_limit, parse_list
+from service.cli.arguments import NULL, parse_id, parse_limit, parse_list
 from service.cli.calls import Wait, ask_again, connect, pause
 from service.cli.client import send, values_of
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument
@@ -58,7 +58,7 @@ def read_moment(text: str, now: int) -> str:
         ) from None
 
 
-def replay(command: Command, options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
+def replay(command: Command, options: argparse.Namespace, wait: Wait = pause) -> int:
     """Send stored events again and show the progress; 1 if the replay is canceled."""
     since, until = options.argument_since, options.argument_until
     if options.argument_idempotency_key and (until is None or since.is_age or until.is_age):
@@ -70,9 +70,9 @@ def replay(command: Command, options: argparse.Namespace, echo: Echo, wait: Wait
     body |= {"since": since.time, "until": until.time if until else rfc3339(now_ms())}
     with connect(options) as client:
         view = send(client, command, options, json=body)
-        with _show_progress(options, echo) as step:
+        with _show_progress(options) as step:
             view = _watch(client, view, step, wait)
-    output.show(options, echo, view, [_format_result(view, dry_run=options.argument_dry_run)])
+    output.show(options, view, [_format_result(view, dry_run=options.argument_dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
 
@@ -100,31 +100,31 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
 
 
 @contextlib.contextmanager
-def _show_progress(options: argparse.Namespace, echo: Echo) -> Iterator[Step]:
+def _show_progress(options: argparse.Namespace) -> Iterator[Step]:
     """Show a bar on a terminal that has rich, else a line for each change; nothing with JSON."""
     if options.json:
         yield lambda _done, _total: None
         return
     if sys.stdout is None or not sys.stdout.isatty():
-        yield _make_line_printer(echo)
+        yield _make_line_printer()
         return
     try:
         from rich.progress import Progress  # It is an extra.
     except ImportError:
-        yield _make_line_printer(echo)
+        yield _make_line_printer()
         return
     with Progress(transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _make_line_printer(echo: Echo) -> Step:
+def _make_line_printer() -> Step:
     last: list[tuple[int, int]] = []
 
     def step(done: int, total: int) -> None:
         if last != [(done, total)]:
             last[:] = [(done, total)]
-            echo(f"{done} of {total}")
+            streams.echo(f"{done} of {total}")
 
     return step
 

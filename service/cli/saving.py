@@ -11,7 +11,6 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from service.cli import calls, interrupts, new_file, output, streams
-from service.cli.arguments import Echo
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.upstream.links import TYPE_BY_EXTENSION
@@ -27,7 +26,7 @@ class _NotSavedError(Exception):
 
 
 def save(
-    generation: Mapping[str, Any], folder: str, note: Echo, bytes_max: int = FILE_BYTES_MAX
+    generation: Mapping[str, Any], folder: str, note: streams.Print, bytes_max: int = FILE_BYTES_MAX
 ) -> bool:
     """Save every file of a generation's result in a folder; return whether all are there.
 
