@@ -16,10 +16,7 @@ def _format_attempts(delivery: answers.Delivery) -> list[str]:
 
 
 _LIST = (
-    argument(
-        *("query", "--status", "only deliveries with this status"),
-        choices=STATUSES,
-    ),
+    argument("query", "--status", "only deliveries with this status", choices=STATUSES),
     argument("query", "--subscriber-id", "only deliveries to this subscriber", metavar="ID"),
     argument("query", "--event-id", "only deliveries of this event", metavar="ID"),
     argument("query", "--generation-id", "only deliveries of this generation", metavar="ID"),

@@ -34,10 +34,7 @@ COMMANDS = {
     "signing-secret": ("subscribers", "show or rotate the secret that signs for --notify-url"),
     "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
     "events": ("deliveries", "look at events"),
-    "callbacks": (
-        "callbacks",
-        "look at upstream's callbacks, as they came",
-    ),
+    "callbacks": ("callbacks", "look at upstream's callbacks, as they came"),
     "usage": ("models", "show credits and counts by model and day"),
     "listen": ("listen", "print new events, and send them to a local URL if you name one"),
     "replay": ("replay", "send stored events to a subscriber again"),

@@ -67,10 +67,7 @@ MODELS = Command(
             *("id", "own", "id"),
             {"nargs": "*", "metavar": "MODEL", "type": parse_model, "help": "the model to show"},
         ),
-        argument(
-            *("query", "--kind", "only models of this kind"),
-            choices=get_args(Kind),
-        ),
+        argument("query", "--kind", "only models of this kind", choices=get_args(Kind)),
         argument(
             *("query", "--callbacks", "only models that call back; false: only the others"),
             nargs="?",
@@ -96,8 +93,5 @@ USAGE = Command(
         argument("query", "--tenant", "another tenant, for operators"),
     ),
     "page",
-    (
-        *("day", "model", "generations", "succeeded", "failed", "timed_out", "canceled"),
-        "credits",
-    ),
+    ("day", "model", "generations", "succeeded", "failed", "timed_out", "canceled", "credits"),
 )
