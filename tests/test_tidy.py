@@ -30,7 +30,7 @@ VAGUE_WORDS = re.compile(
 PARTICIPLES = frozenset(
     ("asked", "found", "given", "heard", "kept", "made", "said", "seen", "told", "wanted")
 )
-PRINTERS = ("service/cli/main.py", "service/cli/demo/")
+PRINTERS = ("service/cli/streams.py", "service/cli/demo/")
 LEFTOVER = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b")
 STATEMENT = re.compile(r"^--\s*name:\s*([\w-]+)", re.MULTILINE)
 SETTING = re.compile(r"\bGENHOOK_[A-Z0-9_]*[A-Z0-9]\b")
@@ -426,7 +426,8 @@ def test_a_pattern_that_lets_a_line_end_through_is_found() -> None:
 def test_a_stray_print_is_found() -> None:
     text = "def f():\n    print('hello')\n"
     assert (
-        complaints(stray_prints, {"service/cli/main.py": text, "service/cli/demo/a.py": text}) == []
+        complaints(stray_prints, {"service/cli/streams.py": text, "service/cli/demo/a.py": text})
+        == []
     )
     assert complaints(stray_prints, {"service/generations/poll.py": text}) == [
         "service/generations/poll.py: line 2 prints; only the command line and the demo do"

@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.cli import interrupts, output, streams
-from service.cli.arguments import Echo, add_json, define
+from service.cli.arguments import add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.store.pages import Page
 
 T = TypeVar("T")
+Show = Callable[[dict[str, Any]], None]  # Prints an answer of the API.
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def add_migrate(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def migrate(options: argparse.Namespace, echo: Echo) -> int:
+def migrate(options: argparse.Namespace) -> int:
     """Bring the database to the schema of this version, and print each step."""
     from service.telemetry import log
 
@@ -43,7 +45,7 @@ def migrate(options: argparse.Namespace, echo: Echo) -> int:
     done = {"database": name, "applied": steps, "schema_version": version}
     lines = [f"applied {step}" for step in steps]
     lines.append(f"{name} has schema {version}, the one that this genhook needs.")
-    output.show(options, echo, done, lines)
+    output.show(options, done, lines)
     return 0
 
 
@@ -80,8 +82,8 @@ async def _open_app(settings: Settings) -> AsyncIterator["App"]:
         await app.stop()
 
 
-def create_key(options: argparse.Namespace, echo: Echo) -> int:
-    """Create an API key and print it."""
+def create_key(options: argparse.Namespace, show: Show) -> None:
+    """Create an API key and show it, as the API would."""
     tenant = options.tenant or DEFAULT_TENANT
     if not TENANT_NAME.fullmatch(tenant):
         raise UsageError(f"a tenant's name is {TENANT_NAME_RULE}.")
@@ -95,26 +97,16 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         created_at=now,
     )
     secret = new_key(os.urandom)
-
-    def show() -> None:
-        view = {**key.view(), "key": secret}
-        if options.json:
-            echo(output.json_line(view))
-            return
-        for line in output.fields({**view, "scopes": ",".join(key.scopes)}):
-            echo(line)
-        echo("The key is shown only this once: genhook stores its SHA-256.")
-
     # The key is shown before it is stored: a key that nobody has seen must not be valid.
+    before = partial(show, {**key.view(), "key": secret})
     try:
-        _act("key.create", read_settings(), _insert, key, secret, before=show)
+        _act("key.create", read_settings(), _insert, key, secret, before=before)
     except StorageError as error:
         raise CommandError(f"the key was not created: {error}") from error
-    return 0
 
 
-def list_keys(options: argparse.Namespace) -> dict[str, Any]:
-    """Return a page of the keys of every tenant, or of one, as the API would."""
+def list_keys(options: argparse.Namespace, show: Show) -> None:
+    """Show a page of the keys of every tenant, or of one."""
     from service.api.call import AFTER_RULE, ID, LIMIT_DEFAULT, LIMIT_MAX
     from service.store.pages import Page
 
@@ -125,15 +117,13 @@ def list_keys(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--after {AFTER_RULE}.")
     page = Page(limit=limit, after=options.after, ascending=options.order == "asc")
     keys, after = _write(settings_of_existing(), _list, page, options.tenant)
-    return {"data": [key.view() for key in keys], "next": after}
+    show({"data": [key.view() for key in keys], "next": after})
 
 
-def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
+def revoke_key(options: argparse.Namespace, show: Show) -> None:
     """Revoke a key of any tenant: every request with it is refused."""
     _act("key.revoke", settings_of_existing(), _revoke, options.id)
-    view = {"id": options.id, "deleted": True}
-    echo(output.json_line(view) if options.json else f"{options.id} is revoked.")
-    return 0
+    show({"id": options.id})
 
 
 def _act(

@@ -128,18 +128,6 @@ class Model(TypedDict):
     parameters: Schema
 
 
-class EventRef(TypedDict):
-    """An event of which only the id is wanted."""
-
-    id: EventId
-
-
-class EventRefs(TypedDict):
-    """A page of events of which only the ids are wanted."""
-
-    data: list[EventRef]
-
-
 class EventPage(msgspec.Struct):
     """A page of events, each as the bytes that came."""
 

@@ -10,11 +10,9 @@ from typing import Any
 from service.model.errors import UsageError
 from service.model.number import read_decimal, read_whole
 
-Echo = Callable[[str], None]  # Prints a line.
-Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
+Run = Callable[[argparse.Namespace], int]  # A command; it returns the exit status.
 NULL = object()  # JSON's `null`; None means that the option is not given.
 KEY_VARIABLES = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")  # The first one that is set is used.
-Commands = Any  # argparse does not export the type of a group of parsers.
 
 
 class StoreOnce(argparse.Action):
@@ -40,22 +38,6 @@ def define(parser: argparse.ArgumentParser, run: Run, example: str) -> None:
     parser.set_defaults(run=run)
     parser.epilog = f"example:\n  {example}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-
-
-def add_group(parser: argparse.ArgumentParser) -> Commands:
-    """Return the group of a command that needs a further command."""
-    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-
-def add_command(
-    group: Commands, name: str, summary: str, run: Run, example: str
-) -> argparse.ArgumentParser:
-    """Add a command to a group."""
-    parser: argparse.ArgumentParser = group.add_parser(
-        name, help=summary, description=to_sentence(summary)
-    )
-    define(parser, run, example)
-    return parser
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

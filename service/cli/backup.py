@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli import interrupts, new_file, output
-from service.cli.arguments import Echo, add_json, define
+from service.cli.arguments import add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
 from service.store.sqlite import schema
@@ -24,7 +24,7 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def backup(options: argparse.Namespace, echo: Echo) -> int:
+def backup(options: argparse.Namespace) -> int:
     """Copy the database to FILE and check the copy; never overwrite a file."""
     settings = settings_of_existing()
     if settings.is_postgres:
@@ -43,7 +43,7 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
     line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."
-    output.show(options, echo, done, [line])
+    output.show(options, done, [line])
     return 0
 
 
@@ -90,8 +90,5 @@ def _copy(source: Path, target: Path) -> None:
         [[verdict]] = _execute(connection, "PRAGMA quick_check(1)")
     if verdict != "ok":
         raise CommandError(f"the backup failed: {verdict}")
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with target.open("rb") as copied:
+        os.fsync(copied.fileno())

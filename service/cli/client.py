@@ -1,36 +1,41 @@
 """Runs the commands that call the API: sends a request made of the options, shows the answer."""
 
 import argparse
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, calls, output
-from service.cli.arguments import NULL, Echo, add_command, add_group, add_json, define
+from service.cli.arguments import NULL, add_json, define, to_sentence
 from service.cli.command import Argument, Command, Commands, Place
 
 if TYPE_CHECKING:
     import httpx
 
 NO_CONTENT = 204
-ONLY = ""  # The name of a command that is not in a group.
 
 
-def add_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
-    """Add the commands of a group, or the options of a command that is `ONLY`."""
-    group = None if ONLY in commands else add_group(parser)
+def add_commands(parser: argparse.ArgumentParser, commands: Commands | Command) -> None:
+    """Add the commands of a group, or the options of the only command of its word."""
+    if isinstance(commands, Command):
+        _add_options(parser, commands)
+        return
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in commands.items():
-        act = partial(command.run or run, command)
-        example = f"genhook {command.example}"
-        if group is None:
-            define(parser, act, example)
-        each = parser if group is None else add_command(group, name, command.summary, act, example)
-        for argument in command.arguments:
-            if argument.flag.startswith("-"):
-                names = {"dest": argument.dest, **_metavar(argument)}
-                each.add_argument(argument.flag, **names, **argument.options)
-            elif argument.flag:
-                each.add_argument(argument.dest, **argument.options)
-        add_remote(each)
+        summary = command.summary
+        each = group.add_parser(name, help=summary, description=to_sentence(summary))
+        _add_options(each, command)
+
+
+def _add_options(parser: argparse.ArgumentParser, command: Command) -> None:
+    define(parser, partial(command.run or run, command), f"genhook {command.example}")
+    for argument in command.arguments:
+        if argument.flag.startswith("-"):
+            names = {"dest": argument.dest, **_metavar(argument)}
+            parser.add_argument(argument.flag, **names, **argument.options)
+        elif argument.flag:
+            parser.add_argument(argument.dest, **argument.options)
+    add_remote(parser)
 
 
 def _metavar(argument: Argument) -> dict[str, Any]:
@@ -51,25 +56,19 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def run(command: Command, options: argparse.Namespace) -> int:
     """Send the request of a command and show the answer."""
     with calls.connect(options) as client:
         answer = send(client, command, options)
-    show_answer(command, options, echo, answer)
+    show_answer(command, options, answer)
     return 0
 
 
-def send(
-    client: "httpx.Client",
-    command: Command,
-    options: argparse.Namespace,
-    shape: Any = None,
-    **more: Any,
-) -> Any:
+def send(client: "httpx.Client", command: Command, options: argparse.Namespace, **more: Any) -> Any:
     """Send the request of a command; return the decoded answer, checked to be one of genhook.
 
-    `more` are further arguments for httpx. CommandError if the answer does not have the shape: by
-    default a JSON object, or `answers.Page`.
+    `more` are further arguments for httpx. CommandError if the answer does not have the command's
+    shape.
     """
     path = command.path.format_map(values_of(command, options, "path"))
     query, body = (values_of(command, options, place) for place in ("query", "body"))
@@ -84,7 +83,7 @@ def send(
             raise calls.not_genhook(client)
         return values_of(command, options, "path")
     general = answers.Page if command.answer == "page" else dict[str, Any]
-    answer = calls.ask(client, command.method, path, shape or general, **request)
+    answer = calls.ask(client, command.method, path, command.shape or general, **request)
     views = answer["data"] if command.answer == "page" else [answer]
     # One field shows that the server is genhook; later versions may leave out others.
     if command.shows and not all(command.shows[0] in view for view in views):
@@ -112,16 +111,14 @@ def values_of(command: Command, options: argparse.Namespace, place: Place) -> di
     return values
 
 
-def show_answer(command: Command, options: argparse.Namespace, echo: Echo, answer: Any) -> None:
+def show_answer(command: Command, options: argparse.Namespace, answer: Any) -> None:
     """Print the answer to a command."""
     if command.answer == "page":
         lines = output.page(answer, command.shows)
-    elif command.shows:
-        lines = output.fields({name: answer.get(name) for name in command.shows})
     else:
-        lines = []
-    if command.says and command.answer != "page":
-        lines.append(output.plain(command.says.format_map(output.Blank(answer))))
-    output.show(
-        options, echo, {**answer, "deleted": True} if command.answer == "none" else answer, lines
-    )
+        lines = output.fields({name: answer.get(name) for name in command.shows})
+        lines += command.details(answer) if command.details else []
+        if command.says:  # A field that the answer lacks is empty.
+            lines.append(output.plain(command.says.format_map(defaultdict(str, answer))))
+    content = {**answer, "deleted": True} if command.answer == "none" else answer
+    output.show(options, content, lines)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.cli.arguments import Echo, parse_id, parse_idempotency_key, parse_pair, parse_whole
+from service.cli.arguments import parse_id, parse_idempotency_key, parse_pair, parse_whole
 from service.cli.output import plain
 from service.model.errors import UsageError
 
@@ -42,9 +42,10 @@ class Argument(NamedTuple):
 class Command(NamedTuple):
     """A command of a group, or the only one of its word.
 
-    answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`.
-    An item without `shows`, and `none` (204), are shown as the sentence `says`, filled with fields
-    of the answer.
+    answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`
+    and the lines that `details` makes of it. The sentence `says`, filled with fields of the answer,
+    follows; it is all that is shown of `none` (204).
+    shape: the type that the answer must have, by default a JSON object, or `answers.Page`.
     run: the function that runs the command, if not `client.run`.
     """
 
@@ -56,7 +57,9 @@ class Command(NamedTuple):
     answer: Literal["page", "item", "none"] = "item"
     shows: tuple[str, ...] = ()
     says: str = ""
-    run: "Callable[[Command, argparse.Namespace, Echo], int] | None" = None
+    shape: Any = None
+    details: Callable[[Any], list[str]] | None = None
+    run: "Callable[[Command, argparse.Namespace], int] | None" = None
 
 
 Commands = Mapping[str, Command]

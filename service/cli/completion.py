@@ -2,7 +2,8 @@
 
 import argparse
 
-from service.cli.arguments import Echo, define
+from service.cli import streams
+from service.cli.arguments import define
 from service.model.errors import CommandError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -18,7 +19,7 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell")
 
 
-def print_completion(options: argparse.Namespace, echo: Echo) -> int:
+def print_completion(options: argparse.Namespace) -> int:
     """Print the script for a shell, made from the parsers of all commands."""
     import shtab  # It is large, and no other command needs it.
 
@@ -28,5 +29,5 @@ def print_completion(options: argparse.Namespace, echo: Echo) -> int:
         script = shtab.complete(main.parser(*main.COMMANDS), shell=options.shell)
     except NotImplementedError as error:
         raise CommandError(f"shtab knows no {options.shell}: {error}.") from error
-    echo(script.rstrip("\n"))
+    streams.echo(script.rstrip("\n"))
     return 0

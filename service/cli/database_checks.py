@@ -1,7 +1,7 @@
 """What `genhook doctor` says of either database: what is missing, and the age of due work."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.model.clock import MINUTE
 from service.store.migrations import Older
@@ -16,45 +16,52 @@ _HELD_UP = {  # By kind of a row: what else may hold it up.
 _HELD_UP_UPSTREAM = "or upstream is slow, or asked for a pause"
 
 Level = Literal["ok", "warn", "fail"]
-Sentence = tuple[Level, str, str]
 
 
-def judge_schema(problem: str | None, version: int) -> Sentence:
+class Finding(NamedTuple):
+    """The result of a check, as a sentence; a warning or a failure also says what to do."""
+
+    level: Level
+    about: str
+    message: str
+
+
+def judge_schema(problem: str | None, version: int) -> Finding:
     """Say whether the schema is the latest; with a failure no process starts."""
     if problem is None:
-        return "ok", "schema", f"The schema is {version}, which is the latest."
+        return Finding("ok", "schema", f"The schema is {version}, which is the latest.")
     level: Level = "warn" if isinstance(problem, Older) else "fail"
-    return level, "schema", f"{problem[:1].upper()}{problem[1:]}."
+    return Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
 
 
-def judge_tables(missing: Iterable[str]) -> Iterator[Sentence]:
+def judge_tables(missing: Iterable[str]) -> Iterator[Finding]:
     """Say which tables are missing. What they held is lost, so nobody should create them anew."""
     for name in missing:
-        yield "fail", "tables", f"The table {name} is missing: restore a backup."
+        yield Finding("fail", "tables", f"The table {name} is missing: restore a backup.")
 
 
-def judge_indexes(missing: Mapping[str, str]) -> Iterator[Sentence]:
+def judge_indexes(missing: Mapping[str, str]) -> Iterator[Finding]:
     """Say which indexes are missing, each with the statement that creates it."""
     for name, statement in missing.items():
         message = f"{name} is missing, and what needs it is slow or fails: run `{statement}`."
-        yield "fail", "indexes", message
+        yield Finding("fail", "indexes", message)
     if not missing:
-        yield "ok", "indexes", "None is missing."
+        yield Finding("ok", "indexes", "None is missing.")
 
 
-def judge_due(rows: Iterable[tuple[str, int | None]], now: int) -> Iterator[Sentence]:
+def judge_due(rows: Iterable[tuple[str, int | None]], now: int) -> Iterator[Finding]:
     """Say for how long the oldest row of each kind has been due. `rows` are (kind, time)."""
     ages = {kind: (now - at) // 1_000 for kind, at in rows if at is not None and at <= now}
     for kind, seconds in ages.items():
         if seconds > DUE_SECONDS_MAX:
             why = f"{_NO_WORKER} {_HELD_UP.get(kind, _HELD_UP_UPSTREAM)}"
-            yield "warn", "due", f"A {kind} has been due for {_duration(seconds)}: {why}."
+            yield Finding("warn", "due", f"A {kind} has been due for {_duration(seconds)}: {why}.")
     young = {kind: seconds for kind, seconds in ages.items() if seconds <= DUE_SECONDS_MAX}
     if young:
         oldest = ", ".join(f"{kind} {_duration(seconds)}" for kind, seconds in young.items())
-        yield "ok", "due", f"The oldest of each kind that is due: {oldest}."
+        yield Finding("ok", "due", f"The oldest of each kind that is due: {oldest}.")
     if not ages:
-        yield "ok", "due", "Nothing is due now."
+        yield Finding("ok", "due", "Nothing is due now.")
 
 
 def _duration(seconds: int) -> str:

@@ -1,9 +1,6 @@
 """`genhook deliveries` and `genhook events`: what was sent, to whom, and with what result."""
 
-import argparse
-
-from service.cli import answers, calls, client, output
-from service.cli.arguments import Echo
+from service.cli import answers, output
 from service.cli.command import ID, PAGING, Command, argument
 from service.model.delivery import STATUSES
 from service.model.event import EVENT_TYPES
@@ -12,31 +9,14 @@ DELIVERY, EVENT = "dlv_01a1f83ac6f470008f5b21d7c0e394a6", "evt_01a1f83ac6f470008
 ATTEMPT = ("number", "trigger", "started_at", "duration_ms", "status_code", "error.message")
 
 
-def add_deliveries(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook deliveries`."""
-    client.add_commands(parser, DELIVERIES)
-
-
-def add_events(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook events`."""
-    client.add_commands(parser, EVENTS)
-
-
-def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Show a delivery, then its attempts as a table."""
-    with calls.connect(options) as connection:
-        delivery = client.send(connection, command, options, answers.Delivery)
-    lines = output.fields({name: delivery.get(name) for name in command.shows})
-    attempts = output.page({"data": delivery["attempts"]}, ATTEMPT) if delivery["attempts"] else []
-    output.show(options, echo, delivery, [*lines, *[""][: len(attempts)], *attempts])
-    return 0
+def _format_attempts(delivery: answers.Delivery) -> list[str]:
+    """Return the attempts as a table, after an empty line."""
+    attempts = delivery["attempts"]
+    return ["", *output.page({"data": attempts}, ATTEMPT)] if attempts else []
 
 
 _LIST = (
-    argument(
-        *("query", "--status", "only deliveries with this status"),
-        choices=STATUSES,
-    ),
+    argument("query", "--status", "only deliveries with this status", choices=STATUSES),
     argument("query", "--subscriber-id", "only deliveries to this subscriber", metavar="ID"),
     argument("query", "--event-id", "only deliveries of this event", metavar="ID"),
     argument("query", "--generation-id", "only deliveries of this generation", metavar="ID"),
@@ -57,7 +37,8 @@ DELIVERIES = {
             *("id", "status", "event_id", "event_type", "generation_id", "subscriber_id"),
             *("attempt_count", "next_attempt_at", "created_at", "delivered_at", "last_error"),
         ),
-        run=get,
+        shape=answers.Delivery,
+        details=_format_attempts,
     ),
     "retry": Command(
         "make one more attempt now, also of a dead delivery",

@@ -6,15 +6,16 @@ import resource
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from service.api import signatures
 from service.cli import calls, output
-from service.cli.arguments import Echo, add_json, define
+from service.cli.arguments import add_json, define
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
+    Finding,
     Level,
     judge_due,
     judge_indexes,
@@ -35,14 +36,6 @@ RELEASED_AT = parse_rfc3339("2026-01-01T00:00:00Z")
 ONLINE_SECONDS = 10.0
 
 
-class Finding(NamedTuple):
-    """The result of a check, as a sentence; a warning or a failure also says what to do."""
-
-    level: Level
-    about: str
-    message: str
-
-
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the options of `genhook doctor`."""
     define(parser, doctor, "genhook doctor --online")
@@ -50,11 +43,11 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def doctor(options: argparse.Namespace, echo: Echo) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """Print every finding; 1 if one is a failure."""
     findings = list(examine(now_ms(), online=options.online))
     content = [finding._asdict() for finding in findings]
-    output.show(options, echo, content, output.table(findings))
+    output.show(options, content, output.table(findings))
     return int(any(finding.level == "fail" for finding in findings))
 
 
@@ -79,7 +72,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
         from service.cli import server_checks
 
         server = server_checks.look(settings.database_path)
-        yield from (Finding(*each) for each in server_checks.judge(server, settings, now))
+        yield from server_checks.judge(server, settings, now)
         if server.sealed is not None:
             yield _seals(server.sealed, settings)
     else:
@@ -173,17 +166,12 @@ def _database(settings: Settings, now: int) -> Iterator[Finding]:
             f"{path} does not exist: the first start creates it, or GENHOOK_DATABASE_URL is wrong.",
         )
         return
-    connection = None
+    uri = f"file:{quote(str(path))}?mode=rw"
     try:
-        connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None
-        )
-        yield from _inside(connection, settings, now)
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            yield from _inside(connection, settings, now)
     except sqlite3.Error as error:
         yield Finding("fail", "database", f"{path} cannot be used: {error}.")
-    finally:
-        if connection:
-            connection.close()
 
 
 def _disk(folder: Path) -> Finding:
@@ -202,7 +190,7 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     from service.store.sqlite import schema
     from service.store.sqlite.statements import statements
 
-    yield (judged := Finding(*judge_schema(schema.problem(connection), schema.latest())))
+    yield (judged := judge_schema(schema.problem(connection), schema.latest()))
     if judged.level != "ok":
         return
     # The whole file, which takes a while if it is large: a start does not look for this.
@@ -211,16 +199,16 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
         yield Finding("fail", "database", f"It is damaged, restore a backup: {damage}.")
         return
     if tables := schema.missing(connection, "table"):
-        yield from (Finding(*each) for each in judge_tables(tables))
+        yield from judge_tables(tables)
         return
     # A commit that changes nothing: only with one does a full or failing disk show itself.
     connection.execute("UPDATE revisions SET number = number")
     yield Finding("ok", "database", "It is intact and can be written to.")
     missing = schema.missing(connection, "index")
-    yield from (Finding(*each) for each in judge_indexes(missing))
+    yield from judge_indexes(missing)
     if not missing:
         due = connection.execute(statements()["stats_due"].sql)
-        yield from (Finding(*each) for each in judge_due(due, now))
+        yield from judge_due(due, now)
     yield _seals(connection.execute("SELECT id, sealed_secrets FROM tenants"), settings)
     event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     newest = time_of(event[0]) if event else 0

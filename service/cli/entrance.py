@@ -13,13 +13,7 @@ from typing import Any
 import httptools
 
 from service.cli.flow import Flow
-from service.cli.heads import (
-    HEAD_BYTES,
-    LINES_MAX,
-    SLICE_BYTES,
-    is_one_request,
-    read_body_length,
-)
+from service.cli.heads import HEAD_BYTES, LINES_MAX, SLICE_BYTES, is_one_request, read_body_length
 from service.cli.outgoing import Outgoing
 from service.cli.readers import Reader
 from service.cli.refusals import disconnect, refuse

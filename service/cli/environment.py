@@ -7,12 +7,7 @@ from pathlib import Path
 
 from service.cli import new_file
 from service.model.errors import CommandError, SettingsError
-from service.settings import (
-    ENVIRONMENT,
-    Settings,
-    read_settings,
-    read_variable,
-)
+from service.settings import ENVIRONMENT, Settings, read_settings, read_variable
 from service.store.sqlite.opening import problem_before_opening
 
 DATABASE_URL = "sqlite:///genhook-dev.db"

@@ -5,7 +5,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
-from service.cli.arguments import Echo, parse_json_object, parse_size
+from service.cli.arguments import parse_json_object, parse_size
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
 from service.model.errors import CommandError, UsageError
 from service.model.generation import OPEN, GenerationStatus
@@ -21,12 +21,7 @@ ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
 
 
-def add_generations(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook generations`."""
-    client.add_commands(parser, COMMANDS)
-
-
-def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def create(command: Command, options: argparse.Namespace) -> int:
     """Create a generation, or request one again; 1 if it has failed by the end."""
     if options.argument_no_wait and (options.argument_wait or options.argument_save is not None):
         raise UsageError("--no-wait goes neither with --wait nor with --save: leave one out.")
@@ -40,7 +35,7 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     with calls.connect(options) as connection:
         generation = _request(connection, command, options, more)
         seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS
-        return _follow(connection, options, echo, generation, submit_seconds=seconds)
+        return _follow(connection, options, generation, submit_seconds=seconds)
 
 
 def _request(
@@ -54,7 +49,7 @@ def _request(
     options.argument_idempotency_key = key
     repeat = f"It may have been stored: repeat it with --idempotency-key {key}, to pay once."
     try:
-        return client.send(connection, command, options, answers.Generation, **more)
+        return client.send(connection, command, options, **more)
     except calls.UnsentError:
         raise
     except calls.UnreachableError as error:
@@ -71,25 +66,16 @@ def _input_of(options: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def get(command: Command, options: argparse.Namespace) -> int:
     """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
-        return _follow(connection, options, echo, generation)
-
-
-def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Send the request of a command, and show the generation in its answer."""
-    with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
-    output.show(options, echo, generation, output.generation(generation))
-    return 0
+        generation = client.send(connection, command, options)
+        return _follow(connection, options, generation)
 
 
 def _follow(
     connection: "httpx.Client",
     options: argparse.Namespace,
-    echo: Echo,
     generation: Any,
     *,
     submit_seconds: float | None = None,
@@ -105,15 +91,15 @@ def _follow(
     is_open = generation["status"] in OPEN
     begun = output.generation(generation)[:1] if is_open and (waits or submit_seconds) else []
     for line in begun:
-        (streams.note if options.json else echo)(line)
+        (streams.note if options.json else streams.echo)(line)
     if waits:
         generation = _wait(connection, generation)
     elif submit_seconds:
         generation = _wait_for_upstream(connection, generation, submit_seconds)
-    output.show(options, echo, generation, output.generation(generation)[len(begun) :])
+    output.show(options, generation, output.generation(generation)[len(begun) :])
     status, is_saved = generation["status"], True
     if folder is not None and status == "succeeded":
-        is_saved = _save(generation, folder, options, echo)
+        is_saved = _save(generation, folder, options)
     has_failed = (waits or submit_seconds is not None) and status not in (*OPEN, "succeeded")
     return 1 if has_failed or not is_saved else 0
 
@@ -149,41 +135,36 @@ def _look(
     return calls.ask_again(connection, path, answers.Generation, goes_on, wait, query)
 
 
-def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def list_(command: Command, options: argparse.Namespace) -> int:
     """List generations; each pair of `--metadata` is a filter of its own."""
     query = client.values_of(command, options, "query")
     pairs_ = _WITH_METADATA.value_of(options) or {}
     query |= {f"metadata.{name}": value for name, value in pairs_.items()}
     with calls.connect(options) as connection:
         page = client.send(connection, command, options, params=query)
-    client.show_answer(command, options, echo, page)
+    client.show_answer(command, options, page)
     return 0
 
 
-def show_timeline(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Show what happened to a generation, in order."""
-    with calls.connect(options) as connection:
-        timeline = client.send(connection, command, options, answers.Timeline)
+def _format_timeline(timeline: Any) -> list[str]:
     entries = timeline["data"]
-    lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
-    output.show(options, echo, timeline, lines)
-    return 0
+    return [output.entry(entry, entries[0]["at"]) for entry in entries]
 
 
-def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def save(command: Command, options: argparse.Namespace) -> int:
     """Save the files of a result; 1 if one cannot be saved, or if there is no result."""
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation)
+        generation = client.send(connection, command, options)
     if generation["status"] != "succeeded":
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
-    is_saved = _save(generation, options.argument_directory, options, echo)
-    output.show(options, echo, generation, [])
+    is_saved = _save(generation, options.argument_directory, options)
+    output.show(options, generation, [])
     return 0 if is_saved else 1
 
 
-def _save(generation: Any, folder: str, options: argparse.Namespace, echo: Echo) -> bool:
-    note = streams.note if options.json else echo
+def _save(generation: Any, folder: str, options: argparse.Namespace) -> bool:
+    note = streams.note if options.json else streams.echo
     return saving.save(generation, folder, note, options.argument_max_bytes)
 
 
@@ -228,11 +209,12 @@ _DIRECTORY = Argument(
     {**_FOLDER, "help": "the folder to save in, which is created (this one)"},
 )
 
-COMMANDS = {
+GENERATIONS = {
     "create": Command(
         "create a generation",
         "generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
         *("POST", ALL, _CREATE),
+        shape=answers.Generation,
         run=create,
     ),
     "list": Command(
@@ -243,30 +225,38 @@ COMMANDS = {
         run=list_,
     ),
     "get": Command(
-        "show a generation", f"generations get {EXAMPLE}", "GET", ONE, (ID, *_WAITING), run=get
+        "show a generation",
+        f"generations get {EXAMPLE}",
+        *("GET", ONE, (ID, *_WAITING)),
+        shape=answers.Generation,
+        run=get,
     ),
     "timeline": Command(
         "show the steps of a generation, with their times",
         f"generations timeline {EXAMPLE}",
         *("GET", f"{ONE}/timeline", (ID,)),
-        run=show_timeline,
+        shape=answers.Timeline,
+        details=_format_timeline,
     ),
     "refresh": Command(
         "ask upstream about a generation now",
         f"generations refresh {EXAMPLE}",
         *("POST", f"{ONE}/refresh", (ID,)),
-        run=act,
+        shape=answers.Generation,
+        details=output.generation,
     ),
     "cancel": Command(
         "cancel an open generation; upstream may bill for it all the same",
         f"generations cancel {EXAMPLE}",
         *("POST", f"{ONE}/cancel", (ID,)),
-        run=act,
+        shape=answers.Generation,
+        details=output.generation,
     ),
     "retry": Command(
         "request a generation again that failed, timed out or was canceled",
         f"generations retry {EXAMPLE} --wait",
         *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _NO_WAIT, *_WAITING)),
+        shape=answers.Generation,
         run=create,
     ),
     "delete": Command(
@@ -279,6 +269,7 @@ COMMANDS = {
         "save the files of a generation's result",
         f"generations save {EXAMPLE} pictures",
         *("GET", ONE, (ID, _DIRECTORY, _MAX_BYTES)),
+        shape=answers.Generation,
         run=save,
     ),
 }

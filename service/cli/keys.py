@@ -1,29 +1,29 @@
 """`genhook keys`: through the API of a service, or in the database where there is no key yet."""
 
 import argparse
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from service.cli import calls, client
-from service.cli.arguments import KEY_VARIABLES, Echo, parse_name, parse_scopes
+from service.cli.arguments import KEY_VARIABLES, parse_name, parse_scopes
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command, argument
 from service.model.errors import UsageError
 from service.model.key import SCOPES
 from service.settings import ENVIRONMENT
 
-
-def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook keys`."""
-    client.add_commands(parser, COMMANDS)
+if TYPE_CHECKING:
+    from service.cli.admin import Show
 
 
-def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def act(command: Command, options: argparse.Namespace) -> int:
     """Call the service, or open the database of the settings if the options want that."""
+    show = partial(_show, command, options)
     if _is_offline(options):
-        return _open(command, options, echo)
-    if command.answer != "page":
-        return client.run(command, options, echo)
-    with calls.connect(options) as connection:
-        return _show(command, options, echo, client.send(connection, command, options))
+        _open(command, options, show)
+    else:
+        with calls.connect(options) as connection:
+            show(client.send(connection, command, options))
+    return 0
 
 
 def _is_offline(options: argparse.Namespace) -> bool:
@@ -35,7 +35,7 @@ def _is_offline(options: argparse.Namespace) -> bool:
     return options.argument_offline or not any(named)
 
 
-def _open(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def _open(command: Command, options: argparse.Namespace, show: "Show") -> None:
     from service.cli import admin
 
     own = {name.removeprefix("argument_"): value for name, value in vars(options).items()}
@@ -43,19 +43,16 @@ def _open(command: Command, options: argparse.Namespace, echo: Echo) -> int:
         if own.get(name):
             remedy = "leave out --offline" if own["offline"] else "give --key"
             raise UsageError(f"--{name.replace('_', '-')} needs a service: {remedy}.")
-    if command.answer == "page":
-        return _show(command, options, echo, admin.list_keys(argparse.Namespace(**own)))
-    run = {"POST": admin.create_key, "DELETE": admin.revoke_key}
-    return run[command.method](argparse.Namespace(**own), echo)
+    run = {"GET": admin.list_keys, "POST": admin.create_key, "DELETE": admin.revoke_key}
+    run[command.method](argparse.Namespace(**own), show)
 
 
-def _show(command: Command, options: argparse.Namespace, echo: Echo, page: dict[str, Any]) -> int:
-    states = [{"state": "revoked" if key.get("revoked_at") else "live"} for key in page["data"]]
-    if not options.json:
-        keys = [key | state for key, state in zip(page["data"], states, strict=True)]
-        page = {**page, "data": keys}
-    client.show_answer(command, options, echo, page)
-    return 0
+def _show(command: Command, options: argparse.Namespace, answer: Any) -> None:
+    if command.answer == "page" and not options.json:
+        states = ({"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"])
+        keys = [key | state for key, state in zip(answer["data"], states, strict=True)]
+        answer = {**answer, "data": keys}
+    client.show_answer(command, options, answer)
 
 
 _OFFLINE = argument(
@@ -72,7 +69,7 @@ _CREATE = (
     argument("body", "--tenant", "whose data it gives access to (your key's; offline: default)"),
     *(IDEMPOTENCY, _OFFLINE),
 )
-COMMANDS = {
+KEYS = {
     "create": Command(
         "create an API key and print it; it cannot be shown again",
         "keys create --name 'web shop' --scopes submit,read",

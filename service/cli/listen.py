@@ -3,15 +3,14 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, output, streams
-from service.cli.arguments import Echo, check, define
+from service.cli.arguments import check, define
 from service.cli.calls import (
     UnreachableError,
     Wait,
-    ask,
     call,
     connect,
     decode,
@@ -59,7 +58,7 @@ def parse_url(text: str) -> str:
     return text
 
 
-def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
+def listen(options: argparse.Namespace, wait: Wait = pause) -> int:
     """Print events as they come, and POST each to a local URL, signed as for a subscriber.
 
     It starts with the next new event, or after the one that `--after` names. With `--once` it
@@ -68,7 +67,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
     """
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
-    note = streams.note if options.json else echo  # With JSON the output holds events only.
+    note = streams.note if options.json else streams.echo  # With JSON the output holds events only.
     is_refused = False
     with connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
@@ -76,7 +75,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
             note(f"forwarding to {options.forward_to}, signed with {secret}")
         for body in _read_events(client, after, note, None if options.once else wait):
             event = decode(client, body, answers.Event)
-            echo(output.harmless(body.decode()) if options.json else _format_event(event))
+            streams.echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
                 is_accepted, result = _forward(options.forward_to, key, event.id, body)
                 is_refused |= not is_accepted
@@ -92,18 +91,19 @@ def _decode_key(secret: str) -> bytes:
 
 
 def _find_newest(client: "httpx.Client") -> str | None:
-    events = ask(client, "GET", "/v1/events", answers.EventRefs, params={"limit": 1})["data"]
-    return events[0]["id"] if events else None
+    newest = _read_page(client, {"limit": 1}).data
+    return decode(client, bytes(newest[0]), answers.Event).id if newest else None
 
 
 def _read_events(
-    client: "httpx.Client", after: str | None, note: Echo, pause: Wait | None
+    client: "httpx.Client", after: str | None, note: streams.Print, pause: Wait | None
 ) -> Iterator[bytes]:
     """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True
     while True:
+        query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
         try:
-            page = _read_page(client, after)
+            page = _read_page(client, query)
         except UnreachableError as error:
             if pause is None:
                 raise
@@ -120,11 +120,9 @@ def _read_events(
             pause(LISTEN_SECONDS)
 
 
-def _read_page(client: "httpx.Client", after: str | None) -> answers.EventPage:
-    query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
-    page: answers.EventPage = decode(
-        client, call(client, "GET", "/v1/events", params=query).content, answers.EventPage
-    )
+def _read_page(client: "httpx.Client", query: Mapping[str, Any]) -> answers.EventPage:
+    body = call(client, "GET", "/v1/events", params=query).content
+    page: answers.EventPage = decode(client, body, answers.EventPage)
     return page
 
 

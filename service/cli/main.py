@@ -1,14 +1,11 @@
 """The command line: `genhook COMMAND`, its help, and how errors end it."""
 
 import argparse
-import codecs
-import contextlib
 import importlib
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from service import __version__
@@ -16,7 +13,8 @@ from service.cli import streams
 from service.cli.arguments import StoreOnce, to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
-# The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
+# The module in service.cli that has the command, and a summary. A command that calls the API is a
+# table there, which has the command's name; the options of another one are added by `add_NAME`.
 COMMANDS = {
     "serve": ("serve", "serve the API and callbacks; run the worker unless GENHOOK_WORKER=off"),
     "work": ("serve", "run only the worker, which polls, delivers and repeats submissions"),
@@ -36,10 +34,7 @@ COMMANDS = {
     "signing-secret": ("subscribers", "show or rotate the secret that signs for --notify-url"),
     "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
     "events": ("deliveries", "look at events"),
-    "callbacks": (
-        "callbacks",
-        "look at upstream's callbacks, as they came",
-    ),
+    "callbacks": ("callbacks", "look at upstream's callbacks, as they came"),
     "usage": ("models", "show credits and counts by model and day"),
     "listen": ("listen", "print new events, and send them to a local URL if you name one"),
     "replay": ("replay", "send stored events to a subscriber again"),
@@ -74,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
-            echo(message.removesuffix("\n"))
+            streams.echo(message.removesuffix("\n"))
         else:
             super()._print_message(message, file)
 
@@ -96,62 +91,42 @@ def parser(*names: str | None) -> argparse.ArgumentParser:
         module, summary = COMMANDS[each]
         command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each in names:
-            add = f"add_{each.replace('-', '_')}"
-            getattr(importlib.import_module(f"service.cli.{module}"), add)(command)
+            _add_options(command, importlib.import_module(f"service.cli.{module}"), each)
     return root
+
+
+def _add_options(command: argparse.ArgumentParser, module: ModuleType, name: str) -> None:
+    name = name.replace("-", "_")
+    if table := getattr(module, name.upper(), None):
+        client = importlib.import_module("service.cli.client")  # `serve` needs none of it.
+        client.add_commands(command, table)
+    else:
+        getattr(module, f"add_{name}")(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, as docs/cli.md says."""
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Characters that it cannot encode are escaped.
-        codecs.register_error(streams.ESCAPE, _escape)
-        sys.stdout.reconfigure(errors=streams.ESCAPE)
+    streams.escape_output()
     try:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)
         if options.version:
-            echo(f"genhook {__version__}")
+            streams.echo(f"genhook {__version__}")
             return 0
         if options.run is None:
             root.print_help()
             return 2
-        return int(options.run(options, echo))
+        return int(options.run(options))
     except BrokenPipeError:  # The reader of our output has closed it.
-        _drop_output()
+        streams.drop_output()
         return 1
     except (CommandError, SettingsError, StorageError) as error:
-        if sys.stderr is not None:  # None where it was closed at the start.
-            with contextlib.suppress(OSError):
-                print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
+        streams.note(f"genhook: {str(error).rstrip('.')}.")
         return 2 if isinstance(error, SettingsError) else getattr(error, "status", 1)
 
 
 def _is_broken(text: str) -> bool:
     """Whether a text has surrogates, as which Python keeps bytes that are not UTF-8 (PEP 383)."""
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write characters as JSON escapes: Python's own would not be valid in `--json`."""
-    assert isinstance(error, UnicodeEncodeError)
-    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    escapes = (f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
-    return "".join(escapes), error.end
-
-
-def echo(line: str) -> None:
-    """Print a line on standard output at once; CommandError if that fails, as on a full disk."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_output()
-        raise CommandError(f"the output cannot be written: {error.strerror}") from error
-
-
-def _drop_output() -> None:
-    """Point stdout to the null device, so that what is still buffered fails no exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

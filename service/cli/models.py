@@ -3,8 +3,8 @@
 import argparse
 from typing import Any, get_args
 
-from service.cli import answers, calls, client, output
-from service.cli.arguments import Echo, parse_model
+from service.cli import answers, client, output
+from service.cli.arguments import parse_model
 from service.cli.command import PAGING, Argument, Command, argument
 from service.model.errors import UsageError
 from service.upstream.catalogue import Kind
@@ -12,17 +12,7 @@ from service.upstream.catalogue import Kind
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `genhook models`."""
-    client.add_commands(parser, {client.ONLY: MODELS})
-
-
-def add_usage(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `genhook usage`."""
-    client.add_commands(parser, {client.ONLY: USAGE})
-
-
-def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def show_models(command: Command, options: argparse.Namespace) -> int:
     """List the models, or show one with its parameters."""
     words: list[str] = options.argument_id
     if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As with other nouns.
@@ -31,17 +21,20 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
         raise UsageError("name one model, or none to list them all.")
     if words and client.values_of(command, options, "query"):
         raise UsageError("name a model, or filter the list of models: not both.")
-    if not words:
-        return client.run(command, options, echo)
-    with calls.connect(options) as connection:
-        model = calls.ask(connection, "GET", f"/v1/models/{words[0]}", answers.Model)
-    lines = output.fields({name: model.get(name) for name in SHOWN})
-    output.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
-    return 0
+    if words:
+        command = command._replace(
+            path=f"/v1/models/{words[0]}",
+            answer="item",
+            shows=SHOWN,
+            shape=answers.Model,
+            details=_format_parameters,
+        )
+    return client.run(command, options)
 
 
-def _parameters(schema: answers.Schema) -> list[str]:
+def _format_parameters(model: answers.Model) -> list[str]:
     """Return a line for each parameter of a model: its type or values, and its default."""
+    schema = model["parameters"]
     required = schema.get("required", [])
     rows = [("", "PARAMETER", "", "VALUES", "DEFAULT")]
     for name, rule in schema.get("properties", {}).items():
@@ -74,10 +67,7 @@ MODELS = Command(
             *("id", "own", "id"),
             {"nargs": "*", "metavar": "MODEL", "type": parse_model, "help": "the model to show"},
         ),
-        argument(
-            *("query", "--kind", "only models of this kind"),
-            choices=get_args(Kind),
-        ),
+        argument("query", "--kind", "only models of this kind", choices=get_args(Kind)),
         argument(
             *("query", "--callbacks", "only models that call back; false: only the others"),
             nargs="?",
@@ -103,8 +93,5 @@ USAGE = Command(
         argument("query", "--tenant", "another tenant, for operators"),
     ),
     "page",
-    (
-        *("day", "model", "generations", "succeeded", "failed", "timed_out", "canceled"),
-        "credits",
-    ),
+    ("day", "model", "generations", "succeeded", "failed", "timed_out", "canceled", "credits"),
 )

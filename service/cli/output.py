@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from service.cli import streams
-from service.cli.arguments import Echo
 from service.model.clock import parse_rfc3339
 from service.model.text import encodable
 from service.settings import ENVIRONMENT
@@ -29,13 +28,6 @@ _STATES = ("status", "state", "data.status")
 FIELD_WIDTH = len("completed_at")  # So wide are the names of a generation's fields at least.
 
 
-class Blank(dict[str, object]):
-    """The fields of an answer; one that it lacks is empty."""
-
-    def __missing__(self, _name: str) -> str:
-        return ""
-
-
 def plain(text: object) -> str:
     """Return `text` on one line, without the control characters that could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str("" if text is None else text))
@@ -50,10 +42,10 @@ def json_line(content: object) -> str:
     return harmless(encoded.decode())
 
 
-def show(options: argparse.Namespace, echo: Echo, content: object, lines: Iterable[str]) -> None:
+def show(options: argparse.Namespace, content: object, lines: Iterable[str]) -> None:
     """Print content as JSON with `--json`, else the lines."""
     for line in [json_line(content)] if options.json else lines:
-        echo(line)
+        streams.echo(line)
 
 
 def harmless(json: str) -> str:

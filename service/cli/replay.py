@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cli import answers, output, streams
-from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
-from service.cli.calls import Wait, ask, ask_again, connect, pause
-from service.cli.client import add_commands, add_remote
-from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
+from service.cli.arguments import NULL, parse_id, parse_limit, parse_list
+from service.cli.calls import Wait, ask_again, connect, pause
+from service.cli.client import send, values_of
+from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import UsageError
@@ -32,49 +32,6 @@ class Moment(NamedTuple):
 
     time: str
     is_age: bool
-
-
-def add_replay(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `genhook replay`."""
-    example = "genhook replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all"
-    define(parser, replay, example)
-    parser.add_argument("id", type=parse_id, metavar="SUBSCRIBER", help="id of the subscriber")
-    parser.add_argument(
-        "--since",
-        required=True,
-        type=parse_moment,
-        help="start of the period: an age (90m, 24h, 7d) or an RFC 3339 time",
-    )
-    parser.add_argument(
-        "--until", type=parse_moment, help="end of the period, in the same form (now)"
-    )
-    parser.add_argument(
-        "--only",
-        choices=("dead", "all"),
-        default="dead",
-        help="dead: events whose delivery is dead; all: every event (dead)",
-    )
-    parser.add_argument(
-        "--event-types",
-        type=parse_list,
-        default=[],
-        metavar="TYPES",
-        help=f"{EVENT_TYPES_HELP}; with --only all these are all of generations",
-    )
-    parser.add_argument(
-        "--rate-per-second",
-        type=parse_limit,
-        metavar="N",
-        help="create at most this many deliveries a second, or none for no limit (none)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only count the events")
-    parser.add_argument(IDEMPOTENCY.flag, **IDEMPOTENCY.options)
-    add_remote(parser)
-
-
-def add_replays(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook replays`."""
-    add_commands(parser, REPLAYS)
 
 
 def parse_moment(text: str) -> Moment:
@@ -101,28 +58,21 @@ def read_moment(text: str, now: int) -> str:
         ) from None
 
 
-def replay(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
+def replay(command: Command, options: argparse.Namespace, wait: Wait = pause) -> int:
     """Send stored events again and show the progress; 1 if the replay is canceled."""
-    headers = {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
-    if headers and (options.until is None or options.since.is_age or options.until.is_age):
+    since, until = options.argument_since, options.argument_until
+    if options.argument_idempotency_key and (until is None or since.is_age or until.is_age):
         raise UsageError(
             "with --idempotency-key, --since and --until must be times: a repeat with an age would "
             "ask for another period."
         )
-    body = {
-        "subscriber_id": options.id,
-        "since": options.since.time,
-        "until": options.until.time if options.until else rfc3339(now_ms()),
-        "only": options.only,
-        "event_types": options.event_types,
-        "dry_run": options.dry_run,
-        "rate_per_second": None if options.rate_per_second is NULL else options.rate_per_second,
-    }
+    body = values_of(command, options, "body")
+    body |= {"since": since.time, "until": until.time if until else rfc3339(now_ms())}
     with connect(options) as client:
-        view = ask(client, "POST", _ALL, answers.Replay, json=body, headers=headers)
-        with _show_progress(options, echo) as step:
+        view = send(client, command, options, json=body)
+        with _show_progress(options) as step:
             view = _watch(client, view, step, wait)
-    output.show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
+    output.show(options, view, [_format_result(view, dry_run=options.argument_dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
 
@@ -150,35 +100,75 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
 
 
 @contextlib.contextmanager
-def _show_progress(options: argparse.Namespace, echo: Echo) -> Iterator[Step]:
+def _show_progress(options: argparse.Namespace) -> Iterator[Step]:
     """Show a bar on a terminal that has rich, else a line for each change; nothing with JSON."""
     if options.json:
         yield lambda _done, _total: None
         return
     if sys.stdout is None or not sys.stdout.isatty():
-        yield _make_line_printer(echo)
+        yield _make_line_printer()
         return
     try:
         from rich.progress import Progress  # It is an extra.
     except ImportError:
-        yield _make_line_printer(echo)
+        yield _make_line_printer()
         return
     with Progress(transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _make_line_printer(echo: Echo) -> Step:
+def _make_line_printer() -> Step:
     last: list[tuple[int, int]] = []
 
     def step(done: int, total: int) -> None:
         if last != [(done, total)]:
             last[:] = [(done, total)]
-            echo(f"{done} of {total}")
+            streams.echo(f"{done} of {total}")
 
     return step
 
 
+REPLAY = Command(
+    "send stored events to a subscriber again",
+    "replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all",
+    *("POST", _ALL),
+    (
+        Argument(
+            *("id", "body", "subscriber_id"),
+            {"type": parse_id, "metavar": "SUBSCRIBER", "help": "id of the subscriber"},
+        ),
+        argument(
+            *("own", "--since", "start of the period: an age (90m, 24h, 7d) or an RFC 3339 time"),
+            required=True,
+            type=parse_moment,
+        ),
+        argument("own", "--until", "end of the period, in the same form (now)", type=parse_moment),
+        argument(
+            *("body", "--only", "dead: events whose delivery is dead; all: every event (dead)"),
+            choices=("dead", "all"),
+            default="dead",
+        ),
+        argument(
+            *("body", "--event-types"),
+            f"{EVENT_TYPES_HELP}; with --only all these are all of generations",
+            type=parse_list,
+            default=[],
+            metavar="TYPES",
+        ),
+        argument(
+            *("body", "--rate-per-second"),
+            "create at most this many deliveries a second, or none for no limit (none)",
+            type=parse_limit,
+            default=NULL,
+            metavar="N",
+        ),
+        argument("body", "--dry-run", "only count the events", action="store_true"),
+        IDEMPOTENCY,
+    ),
+    shape=answers.Replay,
+    run=replay,
+)
 _COLUMNS = ("id", "status", "done", "total", "dry_run", "subscriber_id", "created_at")
 _FIELDS = ("id", "status", "subscriber_id", "done", "total", "dry_run", "created_at", "finished_at")
 REPLAYS = {

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -14,8 +14,6 @@ from service.cli import calls, interrupts, new_file, output, streams
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.upstream.links import TYPE_BY_EXTENSION
-
-Note = Callable[[str], None]
 
 FILE_BYTES_MAX = 2 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
 FILE_SECONDS = 3_600.0  # For one file as a whole.
@@ -28,7 +26,7 @@ class _NotSavedError(Exception):
 
 
 def save(
-    generation: Mapping[str, Any], folder: str, note: Note, bytes_max: int = FILE_BYTES_MAX
+    generation: Mapping[str, Any], folder: str, note: streams.Print, bytes_max: int = FILE_BYTES_MAX
 ) -> bool:
     """Save every file of a generation's result in a folder; return whether all are there.
 

@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import gc
 
-from service.cli.arguments import Echo, check, define, parse_number
+from service.cli import streams
+from service.cli.arguments import check, define, parse_number
 from service.model.number import read_whole
 
 PORT_MAX = 65_535
@@ -75,7 +76,7 @@ def parse_speed(text: str) -> float:
     return parse_number(text, 0.01, 1_000)
 
 
-def serve(options: argparse.Namespace, echo: Echo) -> int:
+def serve(options: argparse.Namespace) -> int:
     """Run the service until a signal ends it: 0, or 1 if its worker failed."""
     gc.disable()  # Until it serves: what is allocated at the start is not garbage.
     from service.cli import environment
@@ -100,11 +101,11 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
                 public_url=settings.public_url or url,  # Where the sandbox calls back.
             )
         if options.dev:
-            echo(environment.banner(settings, url, sandbox_url))
+            streams.echo(environment.banner(settings, url, sandbox_url))
         return server.run(server.serve(App(settings, accepts=True), sock, sandbox_sock))
 
 
-def work(_options: argparse.Namespace, _echo: Echo) -> int:
+def work(_options: argparse.Namespace) -> int:
     """Run the worker alone until a signal ends it: 0, or 1 if it failed."""
     from service.settings import read_settings
 
@@ -120,7 +121,7 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
         return server.run(server.work(app, sock))
 
 
-def sandbox(options: argparse.Namespace, echo: Echo) -> int:
+def sandbox(options: argparse.Namespace) -> int:
     """Run a sandbox of API in One until a signal ends it."""
     from service.cli import server
     from service.telemetry import log
@@ -128,5 +129,7 @@ def sandbox(options: argparse.Namespace, echo: Echo) -> int:
     log.configure("info", stream="stdout")
     with server.bind(options.host, options.port) as sock:
         url = server.url_of(sock)
-        echo(f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}")
+        streams.echo(
+            f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}"
+        )
         return server.run(server.sandbox(sock, options.api_key, options.speed))

@@ -101,10 +101,7 @@ def url_of(sock: socket.socket) -> str:
 
 
 def new_server(
-    app: Any,
-    *,
-    lifespan: Literal["on", "off"] = "on",
-    settings: Settings | None = None,
+    app: Any, *, lifespan: Literal["on", "off"] = "on", settings: Settings | None = None
 ) -> Server:
     """Return a server of the ASGI application, with the limits of the settings or their defaults.
 

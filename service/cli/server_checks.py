@@ -8,8 +8,8 @@ import msgspec
 
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
+    Finding,
     Level,
-    Sentence,
     judge_due,
     judge_indexes,
     judge_schema,
@@ -70,9 +70,7 @@ def look(url: str) -> Server:
     """Look at the server. An error is not raised: it is the `problem` of the result."""
     server = Server()
     try:
-        from service.store.postgres.connection import open_pool, taken
-
-        asyncio.run(_look(server, url, open_pool, taken))
+        asyncio.run(_look(server, url))
     except ModuleNotFoundError:
         server.problem = "the driver is not installed: pip install 'genhook[postgres]'"
     except StorageError as error:
@@ -80,8 +78,9 @@ def look(url: str) -> Server:
     return server
 
 
-async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
+async def _look(server: Server, url: str) -> None:
     from service.store.postgres import schema
+    from service.store.postgres.connection import open_pool, taken
 
     pool = await open_pool(url, 1, "genhook")
     server.is_pooled = pool.is_pooled
@@ -116,77 +115,79 @@ async def _look_inside(server: Server, connection: Any) -> None:
     server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
 
 
-def judge(server: Server, settings: Settings, now: int) -> Iterator[Sentence]:
+def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
     """Say what was found, most basic first."""
     state = server.state
     if state:
         size = state["bytes"] >> 20
-        yield "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
+        yield Finding(
+            "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
+        )
         if server.is_pooled:
             yield _judged_pooler(settings)
         yield _judged_durability(state)
         yield from _judged_times(state, now)
     if server.problem:
-        yield "fail", "database", f"{server.problem}."
+        yield Finding("fail", "database", f"{server.problem}.")
     elif server.schema_problem:
         yield judge_schema(server.schema_problem, server.schema_version)
     elif server.missing_tables:
         yield from judge_tables(server.missing_tables)
     else:
         yield judge_schema(None, server.schema_version)
-        yield "ok", "database", "It can be written to."
+        yield Finding("ok", "database", "It can be written to.")
         yield _judged_shards(server.shards)
         yield from _judged_tables(server)
         if server.due is not None:
             yield from judge_due(server.due, now)
 
 
-def _judged_pooler(settings: Settings) -> Sentence:
+def _judged_pooler(settings: Settings) -> Finding:
     from service.store.postgres.locks import POOLED  # It needs the driver.
 
     level: Level = "warn" if settings.worker == "off" else "fail"  # A worker does not start.
-    return level, "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}."
+    return Finding(level, "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}.")
 
 
-def _judged_shards(shards: dict[str, int]) -> Sentence:
+def _judged_shards(shards: dict[str, int]) -> Finding:
     if not shards:
-        return "ok", "worker", "No process works on it now."
+        return Finding("ok", "worker", "No process works on it now.")
     held = ", ".join(f"{name} {count}" for name, count in sorted(shards.items()))
     if (free := SHARDS - sum(shards.values())) > 0:
         message = f"{free} of {SHARDS} shards are held by nobody, which should last for seconds"
-        return "warn", "worker", f"{message}: {held}."
-    return "ok", "worker", f"Every shard is held: {held}."
+        return Finding("warn", "worker", f"{message}: {held}.")
+    return Finding("ok", "worker", f"Every shard is held: {held}.")
 
 
-def _judged_tables(server: Server) -> Iterator[Sentence]:
+def _judged_tables(server: Server) -> Iterator[Finding]:
     sizes = ", ".join(f"{name} {size >> 20} MiB" for name, size in server.largest)
-    yield "ok", "tables", f"The largest are {sizes}, with their indexes."
+    yield Finding("ok", "tables", f"The largest are {sizes}, with their indexes.")
     for name, count in server.bloated:
         message = f"{name} has {count:,} dead rows, more than living ones: VACUUM does not keep up."
-        yield "warn", "tables", message
+        yield Finding("warn", "tables", message)
     for name in server.invalid:
-        yield "warn", "indexes", f"{name} is not valid: run `REINDEX INDEX {name}`."
+        yield Finding("warn", "indexes", f"{name} is not valid: run `REINDEX INDEX {name}`.")
     yield from judge_indexes(server.missing)
 
 
-def _judged_durability(state: dict[str, Any]) -> Sentence:
+def _judged_durability(state: dict[str, Any]) -> Finding:
     if not state["is_durable"]:
         message = "fsync or synchronous_commit is off: a crash loses callbacks that were answered."
-        return "fail", "durability", message
+        return Finding("fail", "durability", message)
     if not state["has_standby"]:
         message = "No synchronous standby: a failover can lose the latest commits."
-        return "warn", "durability", message
+        return Finding("warn", "durability", message)
     if state["lacks_standby"]:
         message = "A synchronous standby is named, but none follows: commits wait for it."
-        return "fail", "durability", message
-    return "ok", "durability", "Commits wait for a synchronous standby."
+        return Finding("fail", "durability", message)
+    return Finding("ok", "durability", "Commits wait for a synchronous standby.")
 
 
-def _judged_times(state: dict[str, Any], now: int) -> Iterator[Sentence]:
+def _judged_times(state: dict[str, Any], now: int) -> Iterator[Finding]:
     if abs(state["now"] - now) > CLOCK_OFF_MS:
         seconds = round((state["now"] - now) / 1_000)
         message = f"The server's clock differs from this machine's by {seconds} seconds."
-        yield "warn", "clock", message
+        yield Finding("warn", "clock", message)
     if state["oldest_seconds"] > OLD_TRANSACTION_SECONDS:
         message = f"A transaction is {state['oldest_seconds']} seconds old: it holds up VACUUM."
-        yield "warn", "transactions", message
+        yield Finding("warn", "transactions", message)

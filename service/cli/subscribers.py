@@ -4,7 +4,6 @@ import argparse
 
 from service.cli import answers, calls, client, output
 from service.cli.arguments import (
-    Echo,
     parse_flag,
     parse_limit,
     parse_list,
@@ -21,38 +20,30 @@ EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
 EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas, or all (all)"
 
 
-def add_subscribers(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook subscribers`."""
-    client.add_commands(parser, COMMANDS)
-
-
-def add_signing_secret(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook signing-secret`."""
-    client.add_commands(parser, SIGNING_SECRET)
-
-
-def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def test(command: Command, options: argparse.Namespace) -> int:
     """Send a `ping` now; 1 unless the subscriber answers 2xx."""
     with calls.connect(options) as connection:
-        answer = client.send(connection, command, options, answers.Test)
+        answer = client.send(connection, command, options)
     attempt = answer["attempt"]
     error = (attempt["error"] or {}).get("message")
     result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
-    output.show(options, echo, answer, [f"{result}, in {attempt['duration_ms']} ms."])
+    output.show(options, answer, [f"{result}, in {attempt['duration_ms']} ms."])
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 
-def update(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+def update(command: Command, options: argparse.Namespace) -> int:
     """Change the given fields; keep the other half of the filter, which the API replaces whole."""
     fields = client.values_of(command, options, "body")
     if not fields:
         raise UsageError("name a field to change: see genhook subscribers update --help.")
     with calls.connect(options) as connection:
         if len(fields.get("filter", ())) == 1:
-            now = client.send(connection, COMMANDS["get"], options, answers.Filtered)
+            now = client.send(
+                connection, SUBSCRIBERS["get"]._replace(shape=answers.Filtered), options
+            )
             fields["filter"] = now["filter"] | fields["filter"]
         answer = client.send(connection, command, options, json=fields)
-    client.show_answer(command, options, echo, answer)
+    client.show_answer(command, options, answer)
     return 0
 
 
@@ -125,7 +116,7 @@ _SHOWN = (
     *("payload", "signature", "created_at", "updated_at"),
 )
 
-COMMANDS = {
+SUBSCRIBERS = {
     "create": Command(
         "create a subscriber: a URL that receives events",
         "subscribers create https://shop.example/hooks --event-types generation.succeeded",
@@ -174,6 +165,7 @@ COMMANDS = {
         "send a ping and show the answer",
         f"subscribers test {EXAMPLE}",
         *("POST", f"{ONE}/test", (ID,)),
+        shape=answers.Test,
         run=test,
     ),
     "stats": Command(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from service.cli import interrupts
-from service.cli.arguments import Echo, add_json, define, parse_number
+from service.cli import interrupts, output
+from service.cli.arguments import add_json, define, parse_number
 from service.model.errors import StorageError
 from service.settings import Settings, read_settings
 
@@ -44,7 +44,7 @@ def parse_seconds(text: str) -> float:
     return parse_number(text, 0.01, 3_600)
 
 
-def tick(options: argparse.Namespace, echo: Echo) -> int:
+def tick(options: argparse.Namespace) -> int:
     """Do due work for at most `--seconds`; with `--every` again and again, until a signal."""
     from service.telemetry import log
     from service.telemetry.redact import make_redactor
@@ -53,20 +53,15 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
     interrupts.always_raise()
-    asyncio.run(_tick(settings, options.seconds, options.every, partial(_print, options, echo)))
+    asyncio.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
     return 0
 
 
-def _print(options: argparse.Namespace, echo: Echo, done: "WorkCounts") -> None:
-    if options.json:
-        echo(msgspec.json.encode(done).decode())
-        return
+def _print(options: argparse.Namespace, done: "WorkCounts") -> None:
     counts = {n: v for n, v in msgspec.structs.asdict(done).items() if n != "more" and v}
     text = ", ".join(f"{count} {name}" for name, count in counts.items())
-    if done.more:
-        echo(f"{text or 'nothing was done'}; more is due, or another process works on it")
-    else:
-        echo(text or "nothing was due")
+    more = f"{text or 'nothing was done'}; more is due, or another process works on it"
+    output.show(options, done, [more if done.more else text or "nothing was due"])
 
 
 async def _tick(settings: Settings, seconds: float, every: float | None, show: Show) -> None:

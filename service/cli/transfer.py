@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli import output, streams
-from service.cli.arguments import Echo, add_json, check, define
+from service.cli.arguments import add_json, check, define
 from service.model.errors import CommandError, SettingsError
 from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
@@ -57,7 +57,7 @@ def _identify(source: str) -> str:
     return source if source.startswith(POSTGRES) else os.path.realpath(source)
 
 
-def copy(options: argparse.Namespace, echo: Echo) -> int:
+def copy(options: argparse.Namespace) -> int:
     """Copy every row and compare counts and digests of both sides; an interrupted copy goes on."""
     if _identify(options.source) == _identify(options.target):
         raise CommandError("--from and --to are the same database")
@@ -70,7 +70,7 @@ def copy(options: argparse.Namespace, echo: Echo) -> int:
     done = {"tables": counts, "rows": total, "seconds": round(seconds, 3)}
     lines = [f"{table:{width}}  {count:>12,}" for table, count in counts.items()]
     lines.append(f"All {total:,} rows are equal on both sides. It took {seconds:.1f} s.")
-    output.show(options, echo, done, lines)
+    output.show(options, done, lines)
     return 0
 
 

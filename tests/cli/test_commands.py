@@ -330,8 +330,8 @@ def test_only_a_terminal_gets_colours_and_only_if_it_wants_them(
 def test_an_ascii_terminal_keeps_its_columns() -> None:
     code = (
         "import sys\nfrom service.cli import main, output\n"
-        "from service.cli import doctor\n"
-        "doctor.doctor = lambda options, echo: [echo(line) for line in"
+        "from service.cli import doctor, streams\n"
+        "doctor.doctor = lambda options: [streams.echo(line) for line in"
         " output.table([('h\\xe9', 1), ('abcdefghij', 2)])] and 0\n"
         "raise SystemExit(main.main(['doctor']))"
     )

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.cli import doctor, main
+from service.cli.database_checks import Finding
 from service.model.clock import parse_rfc3339
 from service.settings import read_settings
 from tests.conftest import SECRET_KEY
@@ -162,7 +163,7 @@ async def test_the_doctor_says_for_how_long_work_has_been_due(
         await world.call_back()
         at = world.clock.now
 
-        def due(seconds: int) -> list[doctor.Finding]:
+        def due(seconds: int) -> list[Finding]:
             findings = doctor.examine(at + seconds * 1_000, online=False)
             return [each for each in findings if each.about == "due"]
 

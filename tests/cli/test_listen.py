@@ -65,7 +65,7 @@ def listen_to(script: list[Reply], monkeypatch: pytest.MonkeyPatch, line: str = 
     served(monkeypatch, reply)
     options = main.parser("listen").parse_args(["listen", *line.split()])
     with pytest.raises(KeyboardInterrupt):
-        listen.listen(options, main.echo, lambda _: None)
+        listen.listen(options, lambda _: None)
     return cursors
 
 

@@ -213,8 +213,8 @@ def test_an_output_that_cannot_be_written_is_one_sentence(line: str) -> None:
 
 def test_an_output_in_ascii_gets_what_it_cannot_show_escaped_as_in_json() -> None:
     code = (
-        "from service.cli import doctor, main\n"
-        "doctor.doctor = lambda options, echo: echo('\"\\xe9\\U0001f600\"') or 0\n"
+        "from service.cli import doctor, main, streams\n"
+        "doctor.doctor = lambda options: streams.echo('\"\\xe9\\U0001f600\"') or 0\n"
         "raise SystemExit(main.main(['doctor']))"
     )
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}  # noqa: TID251  handed on

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from service.cli import main, server_checks
-from service.cli.database_checks import Sentence
+from service.cli.database_checks import Finding
 from service.settings import Settings, read_settings
 from service.store.postgres import Database, ShardLocks, schema
 from tests import engine
@@ -222,7 +222,7 @@ STATE: dict[str, Any] = {
 
 def judged(
     state: dict[str, Any], worker: Literal["embedded", "off"] = "embedded", **found: Any
-) -> dict[str, Sentence]:
+) -> dict[str, Finding]:
     server = server_checks.Server(state={**STATE, **state}, **found)
     return {each[1]: each for each in server_checks.judge(server, Settings(worker=worker), 0)}
 

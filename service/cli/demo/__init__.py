@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from service.cli.arguments import Echo, define
+from service.cli.arguments import define
 from service.model.errors import CommandError
 
 EXTRA_PACKAGES = ("rich", "PIL", "standardwebhooks")
@@ -24,7 +24,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def demo(options: argparse.Namespace, _echo: Echo) -> int:
+def demo(options: argparse.Namespace) -> int:
     """Run every scenario; return 0 if all checks passed."""
     if any(importlib.util.find_spec(name) is None for name in EXTRA_PACKAGES):
         raise CommandError("the demo needs its extra: pip install 'genhook[demo]'.")
