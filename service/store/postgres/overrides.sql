@@ -54,15 +54,6 @@ SELECT p.value AS generation_id, kept.* FROM json_rows(:ids) p CROSS JOIN LATERA
     FROM callback_bodies b WHERE b.generation_id = p.value AND b.body_digest > '') kept
 WHERE kept.count > 0;
 
--- name: attempt_insert
--- Who erases the delivery has locked it.
-INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
-    error_code, error_message, response_headers, response_body)
-SELECT :delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
-    :error_code, :error_message, :response_headers, :response_body
-WHERE EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :delivery_id FOR KEY SHARE)
-ON CONFLICT (delivery_id, number) DO NOTHING;
-
 -- name: deliveries_cancel
 -- Rows of several deliveries are locked in the order of their ids.
 UPDATE deliveries SET status = 'canceled', due_at = NULL
