@@ -79,8 +79,7 @@ FROM (SELECT due.id, tenants.tenant,
         SELECT g.id, g.submit_at FROM generations g
         WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
             AND g.submission = 'waiting' AND g.task_id IS NULL
-            AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-            AND g.id NOT IN (SELECT value FROM json_rows(:without)) {held g}
+            AND {is_free}
         ORDER BY g.submit_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
     ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
