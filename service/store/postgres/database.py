@@ -94,7 +94,7 @@ class Database(Writes):
         self._retry()
         if stream:
             await stream
-        await self._notices.close(self._pool)
+        await self._notices.close()
         self._queue.clear()
         for opened in (self.lock_connection, self._pool):
             if opened is not None:
