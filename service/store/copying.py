@@ -1,7 +1,7 @@
 """Copies every row of one database to another, in the order of keys, and compares the two."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -109,31 +109,33 @@ async def _compare(source: Side, target: Side, table: Table) -> int:
 async def _digest(side: Side, table: Table) -> tuple[int, bytes]:
     """Return the number of rows and a digest of all their values in order."""
     count, digest = 0, hashlib.sha256()
-    async for row in _each(side, table):
-        count += 1
-        digest.update(msgspec.msgpack.encode(row))
+    last: Values | None = None
+    while rows := await side.read(table, last):
+        last, count = table.key_of(rows[-1]), count + len(rows)
+        for row in rows:
+            digest.update(msgspec.msgpack.encode(row))
     return count, digest.digest()
 
 
-async def _each(side: Side, table: Table) -> AsyncIterator[Values]:
-    last: Values | None = None
-    while rows := await side.read(table, last):
-        last = table.key_of(rows[-1])
-        for row in rows:
-            yield row
+class Batch:
+    """The rows that a side reads at a time."""
 
+    def __init__(self) -> None:
+        self.rows: list[Values] = []
+        self._size = 0  # About how many bytes they take.
 
-def clean(row: Sequence[Any]) -> Values:
-    """Return a row with U+FFFD in place of NUL in its texts: PostgreSQL stores no NUL."""
-    return tuple(
-        value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
-        for value in row
-    )
+    def add(self, row: Iterable[Any]) -> bool:
+        """Add a row; return whether the batch has BATCH_BYTES.
 
-
-def size_of(row: Values) -> int:
-    """Return about how many bytes a row takes."""
-    return sum(len(value) for value in row if isinstance(value, str | bytes))
+        NUL in its texts becomes U+FFFD: PostgreSQL stores no NUL.
+        """
+        values = tuple(
+            value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
+            for value in row
+        )
+        self.rows.append(values)
+        self._size += sum(len(value) for value in values if isinstance(value, str | bytes))
+        return self._size >= BATCH_BYTES
 
 
 def select_next(table: Table, parameters: Sequence[str], after: Values | None) -> str:

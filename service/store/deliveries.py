@@ -192,15 +192,7 @@ class Filter(msgspec.Struct, frozen=True):
     generation_id: str | None = None
 
 
-ANY = Filter()
-
-
-async def list_page(
-    tx: Transaction,
-    page: pages.Page,
-    tenant: str,
-    only: Filter = ANY,
-) -> pages.Rows:
+async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
     """Return a page of a tenant's deliveries, only those that pass the filter."""
     values = {"tenant": tenant, **msgspec.structs.asdict(only)}
     if only.subscriber_id is not None:

@@ -2,6 +2,7 @@
 
 from service.model.generation import Generation
 from service.model.ids import time_of
+from service.store import retention
 from service.store.database import Transaction
 from service.store.rows import json_text
 
@@ -11,14 +12,8 @@ _STATEMENTS = (
     "attempts_of_events_delete",
     "deliveries_of_events_delete",
     "events_erase",
-    "exchanges_delete",
-    "callbacks_of_generation_delete",
-    "callback_bodies_of_generation_delete",
-    "confirmation_delete",
-    "generation_metadata_delete",
-    "task_names_delete",
-    "generation_body_delete",
-    "generation_delete",
+    *retention.GENERATION_PARTS,
+    *retention.GENERATION_ROWS,
     "subscriber_notify_erase",
     # The answer to its request has the prompt, too. The key stays: a repeat must not submit again.
     "idempotency_erase",

@@ -1,14 +1,14 @@
-"""A unit that waits for its commit."""
+"""Units that wait for their commit, and the batches in which they run."""
 
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from service.store.database import Unit
+from service.store.database import Transaction, Unit
 
 HEAVY_ROWS = 50  # A unit that charges for fewer rows counts as an ordinary one.
 
@@ -32,6 +32,23 @@ class Item(msgspec.Struct, eq=False):
     result: Any = None
     error: BaseException | None = None
     unanswered: Any = None  # On PostgreSQL: an `Unanswered`, from just before its COMMIT.
+
+
+def batches_of(items: Iterable[Item]) -> Collection[Sequence[Item]]:
+    """Group the items that run in one call, and so in one transaction."""
+    batches: dict[object, list[Item]] = {}
+    for item in items:
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    return batches.values()
+
+
+async def run_batch(batch: Sequence[Item], tx: Transaction) -> Sequence[Any]:
+    """Run one unit, or one batched unit with all its items; return their results."""
+    if not batch[0].batched:
+        return [await batch[0].unit(tx, *batch[0].args)]
+    results: Sequence[Any] = await batch[0].unit(tx, [item.args[0] for item in batch])
+    assert len(results) == len(batch), "a batched unit returned too few results"
+    return results
 
 
 def note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:

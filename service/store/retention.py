@@ -36,31 +36,27 @@ SWEEP_INTERVAL_MS = HOUR
 FOLD_BATCH = 10_000  # Rows of usage that are added up in one transaction.
 FOLD_INTERVAL_MS = 10 * SECOND
 
+# The statements that delete what a generation has: first rows of which there may be thousands,
+# PARTS_BATCH at a time, then the others.
+GENERATION_PARTS = (
+    "exchanges_delete",
+    "callbacks_of_generation_delete",
+    "callback_bodies_of_generation_delete",
+)
+GENERATION_ROWS = (
+    "confirmation_delete",  # Of a callback that came just now.
+    "generation_metadata_delete",
+    "generation_body_delete",
+    "task_names_delete",
+    "generation_delete",
+)
 # By the statement that lists old rows: the prefix of their ids, and what is deleted with each.
 _DELETES = {
     "callbacks_rejected_old": ("cb", ("callback_delete", "callback_body_delete")),
     "deliveries_old": ("dlv", ("delivery_delete", "attempts_delete")),
     "events_old": ("evt", ("event_delete",)),
-    "generations_old": (
-        "gen",
-        (
-            "confirmation_delete",  # Of a callback that came just now.
-            "generation_metadata_delete",
-            "generation_body_delete",
-            "task_names_delete",
-            "generation_delete",
-        ),
-    ),
+    "generations_old": ("gen", GENERATION_ROWS),
     "subscribers_notify_old": ("sub", ("subscriber_notify_erase",)),
-}
-
-# Rows that are deleted before the listed rows, PARTS_BATCH at a time.
-_PARTS = {
-    "generations_old": (
-        "exchanges_delete",
-        "callbacks_of_generation_delete",
-        "callback_bodies_of_generation_delete",
-    ),
 }
 
 Progress = tuple[int, str | None]  # How many rows were deleted, and the id to continue after.
@@ -159,7 +155,8 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     before_id = first_id(prefix, values["before"])
     rows = await tx.lock(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
-    whole = await _delete_parts(tx, _PARTS.get(name, ()), deletable)
+    is_of_generations = name == "generations_old"
+    whole = await _delete_parts(tx, deletable) if is_of_generations else deletable
     for delete in deletes:
         await tx.many(delete, whole)
     if len(whole) < len(deletable):
@@ -171,12 +168,12 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
 
 
 async def _delete_parts(
-    tx: Transaction, statements: Sequence[str], rows: Sequence[dict[str, Any]]
+    tx: Transaction, rows: Sequence[dict[str, Any]]
 ) -> Sequence[dict[str, Any]]:
-    """Delete PARTS_BATCH parts of rows by each statement; return the rows with none left."""
+    """Delete PARTS_BATCH parts of generations by each statement; return those with none left."""
     room = PARTS_BATCH
     for count, row in enumerate(rows):
-        room -= max([await tx.run(name, **row, most=room) for name in statements], default=0)
+        room -= max([await tx.run(name, **row, most=room) for name in GENERATION_PARTS])
         if room <= 0:
             return rows[:count]
     return rows

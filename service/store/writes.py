@@ -125,11 +125,6 @@ class Writes:
             self._wake_timer.cancel()
             self._wake_timer = None
 
-    def _clear_wake(self) -> None:
-        """Let the next `_wait_for_items` wait if the queue is empty, unless the database closes."""
-        if not self._queue and self._stream is not None:
-            self._wake.clear()
-
     def _plan_retries(self, items: Sequence[Item], error: str) -> list[Item]:
         """Plan a retry of the items that are `always`; return the others.
 

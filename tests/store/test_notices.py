@@ -60,7 +60,7 @@ async def test_one_notice_waits_for_a_connection_and_the_next_has_all_shards_sin
     assert pool.sent == [{1}, {2, 3}]
     await plan(sender, pool, 4)
     assert pool.sent[2:] == [{4}]
-    await sender.close(pool)  # type: ignore[arg-type]
+    await sender.close()
     assert len(pool.sent) == 3
 
 
@@ -71,7 +71,7 @@ async def test_the_end_waits_for_what_is_planned_and_for_what_came_while_one_was
     sender = Notices("genhook-1")
     await plan(sender, pool, 1, 2)
     monkeypatch.setattr(notices, "NOTICE_SECONDS", 60)
-    closing = asyncio.create_task(sender.close(pool))  # type: ignore[arg-type]
+    closing = asyncio.create_task(sender.close())
     await plan(sender, pool, 3)
     pool.free.set()
     async with asyncio.timeout(20):
@@ -110,6 +110,6 @@ async def test_a_notice_that_the_server_refuses_keeps_no_other_from_being_sent(
         patched.setattr(pool, "execute", refuse)
         await plan(sender, pool, 1)
     await plan(sender, pool, 2)
-    await sender.close(pool)  # type: ignore[arg-type]
+    await sender.close()
     assert pool.sent == [{2}]
     assert [line["event"] for line in console.lines()] == ["notice.failed"]

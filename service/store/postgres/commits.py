@@ -1,5 +1,6 @@
 """Asks the server whether a transaction whose COMMIT got no answer was committed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -16,7 +17,7 @@ class Unanswered(msgspec.Struct, frozen=True):
     """A transaction whose COMMIT was sent, with the results and follow-ups if it was committed."""
 
     number: str | None  # pg_current_xact_id; None: it has written nothing.
-    results: list[Any]
+    results: Sequence[Any]
     tx: Transaction
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Unit
-from service.store.item import Item, note_rows
+from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.postgres import schema
 from service.store.postgres.commits import Unanswered, number_of, was_committed
 from service.store.postgres.connection import (
@@ -94,7 +94,7 @@ class Database(Writes):
         self._retry()
         if stream:
             await stream
-        await self._notices.close(self._pool)
+        await self._notices.close()
         self._queue.clear()
         for opened in (self.lock_connection, self._pool):
             if opened is not None:
@@ -183,7 +183,7 @@ class Database(Writes):
         any commit has ended. Until then other units go on.
         """
         left: list[Item] = []
-        for batch in _batches(items):
+        for batch in batches_of(items):
             unit = batch[0].unit if batch[0].batched else None
             if unit is not None and [*self._commits.values()].count(unit) >= BATCHES_MAX:
                 left += batch
@@ -263,25 +263,17 @@ class Database(Writes):
                     await self._closing.wait()
 
     async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        if batch[0].batched:
-            return await self._run_batched(batch)
-        [item] = batch
-        before: Unanswered | None = item.unanswered
+        first = batch[0]
+        before: Unanswered | None = first.unanswered
         if before is not None and await was_committed(self._pool, before.number):
             return before.results, before.tx
-        item.unanswered = None
-        async with self._pool.transaction() as connection:
-            tx = self._transaction(connection)
-            results = [await item.unit(tx, *item.args)]
-            item.unanswered = Unanswered(await number_of(connection), results, tx)
-        return results, tx
-
-    async def _run_batched(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
+        first.unanswered = None
         async with self._pool.transaction() as connection:
             tx = self._transaction(connection)
             tx.has_many_items = len(batch) > 1
-            results = await batch[0].unit(tx, [item.args[0] for item in batch])
-            assert len(results) == len(batch), "a batched unit returned too few results"
+            results = await run_batch(batch, tx)
+            if not first.batched:  # Batched units run again without that question.
+                first.unanswered = Unanswered(await number_of(connection), results, tx)
         return results, tx
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
@@ -294,11 +286,3 @@ class Database(Writes):
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(error)
-
-
-def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
-    """Group the items that run in one call, and so in one transaction."""
-    batches: dict[object, list[Item]] = {}
-    for item in items:
-        batches.setdefault(item.unit if item.batched else item, []).append(item)
-    return batches.values()

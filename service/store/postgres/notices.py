@@ -1,6 +1,7 @@
 """Notices of commits (NOTIFY) to the holders of the shards, which may get lost."""
 
 import asyncio
+import contextlib
 
 from service.model.errors import StorageError
 from service.store.postgres.connection import Pool, taken
@@ -25,39 +26,34 @@ class Notices:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._timer: asyncio.TimerHandle | None = None
         self._mask = 0
         self._sending: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     def plan(self, pool: Pool, shard: int) -> None:
         """Send a notice of a shard soon."""
         self._mask |= 1 << shard
-        self._go_on(pool)
+        if self._sending is None:  # One notice at a time waits for a connection.
+            self._sending = asyncio.create_task(self._send(pool), name="notice")
 
-    async def close(self, pool: Pool) -> None:
+    async def close(self) -> None:
         """Send what is planned, and wait for it."""
-        while self._timer is not None or self._sending is not None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._start(pool)
-            if self._sending is not None:
-                await asyncio.wait({self._sending})
+        self._closing.set()
+        if self._sending is not None:
+            await asyncio.wait({self._sending})
+        self._closing.clear()
 
-    def _go_on(self, pool: Pool) -> None:
-        """Plan the next notice, unless one is under way: one at a time waits for a connection."""
-        if self._mask and self._timer is None and self._sending is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(NOTICE_SECONDS, self._start, pool)
-
-    def _start(self, pool: Pool) -> None:
-        self._timer = None
-        mask, self._mask = self._mask, 0
-        self._sending = asyncio.create_task(_notify(pool, f"{mask:x} {self._name}"), name="notice")
-        self._sending.add_done_callback(lambda _task: self._end(pool))
-
-    def _end(self, pool: Pool) -> None:
-        self._sending = None
-        self._go_on(pool)
+    async def _send(self, pool: Pool) -> None:
+        """Send notices until nothing is planned, each NOTICE_SECONDS after the last."""
+        try:
+            while self._mask:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(NOTICE_SECONDS):
+                        await self._closing.wait()
+                mask, self._mask = self._mask, 0
+                await _notify(pool, f"{mask:x} {self._name}")
+        finally:
+            self._sending = None
 
 
 def read_notice(text: str) -> tuple[set[int], str]:

@@ -54,15 +54,6 @@ SELECT p.value AS generation_id, kept.* FROM json_rows(:ids) p CROSS JOIN LATERA
     FROM callback_bodies b WHERE b.generation_id = p.value AND b.body_digest > '') kept
 WHERE kept.count > 0;
 
--- name: attempt_insert
--- Who erases the delivery has locked it.
-INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
-    error_code, error_message, response_headers, response_body)
-SELECT :delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
-    :error_code, :error_message, :response_headers, :response_body
-WHERE EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :delivery_id FOR KEY SHARE)
-ON CONFLICT (delivery_id, number) DO NOTHING;
-
 -- name: deliveries_cancel
 -- Rows of several deliveries are locked in the order of their ids.
 UPDATE deliveries SET status = 'canceled', due_at = NULL
@@ -88,8 +79,7 @@ FROM (SELECT due.id, tenants.tenant,
         SELECT g.id, g.submit_at FROM generations g
         WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
             AND g.submission = 'waiting' AND g.task_id IS NULL
-            AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-            AND g.id NOT IN (SELECT value FROM json_rows(:without)) {held g}
+            AND {is_free}
         ORDER BY g.submit_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
     ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q

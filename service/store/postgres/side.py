@@ -3,16 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from service.store.copying import (
-    BATCH_BYTES,
-    Table,
-    Values,
-    clean,
-    key_columns,
-    select_last_key,
-    select_next,
-    size_of,
-)
+from service.store.copying import Batch, Table, Values, key_columns, select_last_key, select_next
 from service.store.postgres import schema
 from service.store.postgres.connection import LONG_SECONDS
 from service.store.postgres.database import Database
@@ -75,15 +66,12 @@ class PostgresSide:
     async def read(self, table: Table, after: Values | None) -> list[Values]:
         """Return the next rows after a key."""
         sql = select_next(table, [f"${n + 1}" for n in range(len(table.key))], after)
-        rows: list[Values] = []
-        size = 0
+        batch = Batch()
         async with self._connection.transaction(readonly=True):
             async for row in self._connection.cursor(sql, *(after or ()), prefetch=50):
-                rows.append(clean(tuple(row)))
-                size += size_of(rows[-1])
-                if size >= BATCH_BYTES:
+                if batch.add(row):
                     break
-        return rows
+        return batch.rows
 
     async def insert(self, table: Table, rows: Sequence[Values]) -> None:
         """Store rows in one transaction."""

@@ -22,6 +22,7 @@ DIALECT = Dialect(
         "unindexed": "{}",
         "greatest": "GREATEST",
         "least": "LEAST",
+        "kept": "FOR KEY SHARE",  # Whoever deletes the row has locked it.
         "each": "OFFSET 0",  # An EXISTS of each row; else it may read a whole table at once.
         "is_tried": "LEAST({}, 1)",
         "rows": "json_rows",

@@ -64,16 +64,12 @@ class Transaction:
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
-        sql, bind, _ = statements()[name]
-        values["shards"] = self._shards
-        row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
+        row: Row | None = await self._connection.fetchrow(*self._bind(name, values))
         return row
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement."""
-        sql, bind, _ = statements()[name]
-        values["shards"] = self._shards
-        rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        rows: list[Row] = await self._connection.fetch(*self._bind(name, values))
         return rows
 
     async def lock(self, name: str, /, **values: object) -> list[Row]:
@@ -102,15 +98,12 @@ class Transaction:
 
     async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement."""
-        sql, bind, _ = statements()[name]
-        async for row in self._cursor(sql, bind(values)):
+        async for row in self._cursor(*self._bind(name, values)):
             yield row
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
-        sql, bind, _ = statements()[name]
-        values["shards"] = self._shards
-        status: str = await self._connection.execute(sql, *_clean(bind(values)))
+        status: str = await self._connection.execute(*self._bind(name, values))
         return int(status.rpartition(" ")[2])
 
     async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
@@ -134,7 +127,7 @@ class Transaction:
     async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed."""
         composed, bind, _ = DIALECT.compose(sql)
-        async for row in self._cursor(composed, bind(values)):
+        async for row in self._cursor(composed, *_clean(bind(values))):
             yield row
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
@@ -150,13 +143,19 @@ class Transaction:
         if self.has_many_items and (total := self.charged.total()) > CHARGED_MAX:
             raise TooManyRowsError(total)
 
-    async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
+    def _bind(self, name: str, values: dict[str, object]) -> Arguments:
+        """Return a statement's SQL, and its arguments."""
+        sql, bind, _ = statements()[name]
+        values["shards"] = self._shards
+        return sql, *_clean(bind(values))
+
+    async def _cursor(self, sql: str, *arguments: object) -> AsyncIterator[Row]:
         source: Any = self._connection
         if self._is_pooled:  # An earlier client of the session may have used a name.
             statement = await source.prepare(sql, name="")
-            rows = statement.cursor(*_clean(arguments), prefetch=PREFETCH_ROWS)
+            rows = statement.cursor(*arguments, prefetch=PREFETCH_ROWS)
         else:
-            rows = source.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS)
+            rows = source.cursor(sql, *arguments, prefetch=PREFETCH_ROWS)
         async for row in rows:
             yield row
 

@@ -28,12 +28,15 @@ VALUES (:generation_id, :body_digest, :id, :headers, :body);
 UPDATE callbacks SET trust = 'confirm'
 WHERE tenant = (SELECT tenant FROM generations WHERE id = :generation_id) AND id = :id;
 
--- name: callback_by_id
--- A repeated body is stored with the first callback that had it.
-SELECT c.*, b.headers, CASE WHEN length(b.body) > 0 OR b.body_digest = '' THEN b.body ELSE (
+-- part: first_body
+-- A repeated body is stored with the first callback that had it. Rejected ones have no digest.
+CASE WHEN length(b.body) > 0 OR b.body_digest = '' THEN b.body ELSE (
     SELECT f.body FROM callback_bodies f
     WHERE f.generation_id = b.generation_id AND f.body_digest = b.body_digest
     ORDER BY length(f.body) DESC LIMIT 1) END AS body
+
+-- name: callback_by_id
+SELECT c.*, b.headers, {first_body}
 FROM callbacks c JOIN callback_bodies b ON b.generation_id = c.generation_id
     AND b.body_digest = c.body_digest AND b.callback_id = c.id
 WHERE c.tenant = :tenant AND c.id = :id;
@@ -50,10 +53,7 @@ WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late') AND
 ORDER BY c.id DESC LIMIT 3;
 
 -- name: callback_latest
-SELECT c.id, CASE WHEN length(b.body) > 0 THEN b.body ELSE (
-    SELECT f.body FROM callback_bodies f
-    WHERE f.generation_id = b.generation_id AND f.body_digest = b.body_digest
-    ORDER BY length(f.body) DESC LIMIT 1) END AS body
+SELECT c.id, {first_body}
 FROM callback_bodies b {ordered} JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
 WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'unreadable', 'duplicate')
 ORDER BY c.id DESC LIMIT 1;

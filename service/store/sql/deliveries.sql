@@ -27,9 +27,13 @@ SELECT lane.subscriber_id,
             AND {is_tried d.attempt_count} = 1) AS retry_at
 FROM lane WHERE lane.subscriber_id IS NOT NULL {held_id lane.subscriber_id} LIMIT :limit;
 
--- name: deliveries_due
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
+-- part: due_columns
+-- In the order of the fields of DueDelivery.
+d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
+
+-- name: deliveries_due
+SELECT {due_columns}
 FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
@@ -37,8 +41,7 @@ ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_asked
 -- What a person asked for. There are few, and they are found though many others are due.
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
-    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
+SELECT {due_columns}
 FROM deliveries d {index deliveries_asked} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.trigger = 'manual' AND d.subscriber_id = :subscriber_id
     AND d.due_at <= :now
@@ -48,8 +51,7 @@ ORDER BY d.due_at LIMIT :limit;
 -- Like deliveries_due, but a delivery waits while an earlier event of its generation is pending. The
 -- subquery searches the few events of that generation, not all pending deliveries of the subscriber.
 -- The ids of its events are in their order; those of deliveries are not, if two processes made them.
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
-    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
+SELECT {due_columns}
 FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now
@@ -121,7 +123,7 @@ INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms,
 SELECT :delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
     :error_code, :error_message, :response_headers, :response_body
 -- The delivery may have been erased with its generation while the attempt was under way.
-WHERE EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :delivery_id)
+WHERE EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :delivery_id {kept})
 ON CONFLICT (delivery_id, number) DO NOTHING;
 
 -- name: attempts_of_delivery

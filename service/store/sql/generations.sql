@@ -130,6 +130,12 @@ WITH RECURSIVE tenants (lap, tenant) AS (
     FROM tenants WHERE tenants.tenant IS NOT NULL AND (tenants.lap = 0 OR tenants.tenant <= :after)
     ORDER BY 1)
 
+-- part: is_free
+-- No callback waits for the generation's confirmation, nobody works on it (:without is a JSON list),
+-- and this process holds its shard.
+NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
+
 -- name: generations_to_submit
 -- In turn by tenant, so that none waits for all that another has due: the first of each of :limit
 -- tenants, then their second ones if there are not as many. No further tenant is looked at.
@@ -143,8 +149,7 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
             SELECT g.id FROM generations g
             WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
                 AND g.submission = 'waiting' AND g.task_id IS NULL
-                AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-                AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
+                AND {is_free}
             ORDER BY g.submit_at LIMIT :limit)) AS ids
         FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
@@ -160,8 +165,7 @@ ORDER BY q.turn, q.lap, q.tenant;
 SELECT min((SELECT g.submit_at FROM generations g
     WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL
         AND g.submission = 'waiting' AND g.task_id IS NULL
-        AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-        AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
+        AND {is_free}
     ORDER BY g.submit_at LIMIT 1)) AS due_at
 FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants));
 
@@ -281,15 +285,13 @@ DELETE FROM confirmations WHERE generation_id = :id;
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
+    AND {is_free}
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
+    AND {is_free}
 ORDER BY g.deadline_at LIMIT 1;
 
 -- name: exchange_insert

@@ -37,10 +37,10 @@ _LOST = {
 _LACKS = re.compile("no such (table|column|index): |table .* has no column named ")
 
 
-def is_lost(error: BaseException | None) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Return whether the connection has to be opened anew after this error."""
-    code = getattr(error, "sqlite_errorcode", None)  # None if it does not come from SQLite.
-    return code is not None and (code & 0xFF in _LOST_PRIMARY or code in _LOST)
+    code = code_of(error)
+    return code & 0xFF in _LOST_PRIMARY or code in _LOST
 
 
 def is_of_unit(error: BaseException) -> bool:

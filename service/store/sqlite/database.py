@@ -27,10 +27,10 @@ _log = log.get()
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 
 
-def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
+def _resolve(items: Iterable[Item]) -> None:
     """Set the result or the error of every item's future that its caller has not canceled."""
     for item in items:
-        error = failure or item.error
+        error = item.error
         if item.future.done():
             continue
         if error is None:
@@ -142,8 +142,10 @@ class Database(Writes):
         assert self._writer is not None
         while self._queue or self._stream is not None:
             await self._wait_for_items()
+            self._wake.clear()
             items = self._queue.take()
-            self._clear_wake()
+            if self._queue:
+                self._wake.set()
             if items:
                 await self._commit(self._writer, items)
 
@@ -163,7 +165,6 @@ class Database(Writes):
         _log.info("database.reopened")
 
     async def _commit(self, writer: Connection, items: Sequence[Item]) -> None:
-        failure: Exception | None = None
         after: AfterCommit = []
         loop = asyncio.get_running_loop()
         try:
@@ -174,9 +175,10 @@ class Database(Writes):
             if items:
                 after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
-            failure = error
-        self._note(loop.time(), [failure] if failure else [item.error for item in items])
-        left = [] if failure else [item for item in items if not (item.has_run or item.error)]
+            for item in items:
+                item.error = error
+        self._note(loop.time(), [item.error for item in items])
+        left = [item for item in items if not (item.has_run or item.error)]
         if left:
             items = [item for item in items if item.has_run or item.error]
         if items:
@@ -186,16 +188,16 @@ class Database(Writes):
             self._wake.set()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
-        self._keep_or_resolve(items, failure)
+        self._keep_or_resolve(items)
         follow_up(after)
 
-    def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
+    def _keep_or_resolve(self, items: Sequence[Item]) -> None:
         """Give the items their results, except those that are tried again."""
-        failed = [i for i in items if i.always and _may_succeed_later(failure or i.error)]
+        failed = [item for item in items if item.always and _may_succeed_later(item.error)]
         if failed:
-            given_up = self._plan_retries(failed, str(failure or failed[0].error))
+            given_up = self._plan_retries(failed, str(failed[0].error))
             items = [item for item in items if item not in failed] + given_up
-        _resolve(items, failure)
+        _resolve(items)
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any
 
 from service.store.database import AfterCommit, Row, T, Unit
-from service.store.item import Item, note_rows
+from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.sqlite.connection import is_of_unit, transaction
 from service.store.sqlite.statements import DIALECT, statements
 
@@ -103,66 +103,58 @@ def _run(
     connection: sqlite3.Connection, batch: Sequence[Item], now: int, after: AfterCommit
 ) -> None:
     """Run one unit, or one batched unit with all its items."""
-    unit, transaction = batch[0].unit, Transaction(connection, now, after)
-    if batch[0].batched:
-        results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
-    else:
-        results = [_run_unit(unit(transaction, *batch[0].args))]
+    transaction = Transaction(connection, now, after)
+    results = _run_unit(run_batch(batch, transaction))
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
     if transaction.charged:
         note_rows(transaction.charged, batch)
 
 
-def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:
-    """Run one unit of a failed group in a savepoint, so that only this unit fails if it raises."""
-    own: AfterCommit = []
-    connection.execute("SAVEPOINT unit")
-    try:
-        _run(connection, [item], now, own)
-    except BaseException as error:
-        if not connection.in_transaction:
-            raise  # SQLite has rolled back the transaction, as on a full disk: the group fails.
-        connection.execute("ROLLBACK TO unit")
-        item.error, item.has_run = error, True
-    else:
-        after.extend(own)
-    connection.execute("RELEASE unit")
-
-
-def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
-    """Run the units without savepoints, which would make SQLite copy every changed page."""
-    after: AfterCommit = []
-
-    def run(part: Sequence[Item]) -> None:
-        _run(connection, part, now, after)
-
-    _run_parts(connection, items, run)
-    return after
+def _run_alone(
+    connection: sqlite3.Connection, batch: Sequence[Item], now: int, after: AfterCommit
+) -> None:
+    """Run each item of a failed group in a savepoint, so that only those fail that raise."""
+    for item in batch:
+        own: AfterCommit = []
+        connection.execute("SAVEPOINT unit")
+        try:
+            _run(connection, [item], now, own)
+        except BaseException as error:
+            if not connection.in_transaction:
+                raise  # SQLite has rolled back the transaction, as on a full disk: the group fails.
+            connection.execute("ROLLBACK TO unit")
+            item.error, item.has_run = error, True
+        else:
+            after.extend(own)
+        connection.execute("RELEASE unit")
 
 
 def _run_parts(
-    connection: sqlite3.Connection, items: Sequence[Item], run: Callable[[Sequence[Item]], None]
-) -> None:
+    connection: sqlite3.Connection,
+    items: Sequence[Item],
+    now: int,
+    run: Callable[[sqlite3.Connection, Sequence[Item], int, AfterCommit], None],
+) -> AfterCommit:
     """Run the items in parts, until the items of a unit have changed CHANGED_MAX rows.
 
     One item may write a thousand rows and the next one none, so a number of items bounds no commit.
     The items of other units still run, so that no request waits for all webhooks of other tenants.
     """
+    after: AfterCommit = []
     changed: Counter[object] = Counter()  # Rows, by unit.
-    batches: dict[object, list[Item]] = {}
     for item in items:
         item.has_run = False
-        batches.setdefault(item.unit if item.batched else item, []).append(item)
-    for batch in batches.values():
+    for batch in batches_of(items):
         unit, done, size = batch[0].unit, 0, FIRST_ITEMS
         while done < len(batch) and changed[unit] < CHANGED_MAX:
             before, began = connection.total_changes, time.perf_counter()
-            run(batch[done : done + size])
+            run(connection, batch[done : done + size], now, after)
             batch[done].seconds = time.perf_counter() - began
             done += size
             changed[unit] += connection.total_changes - before
             size = max((CHANGED_MAX - changed[unit]) * done // max(changed[unit], done), 1)
+    return after
 
 
 def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
@@ -172,20 +164,14 @@ def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int
     """
     try:
         with transaction(connection):
-            return _run_group(connection, items, now)
+            # Without savepoints, which would make SQLite copy every changed page.
+            return _run_parts(connection, items, now, _run)
     except Exception as error:
         is_of_all = isinstance(error, sqlite3.OperationalError) and not is_of_unit(error)
         if len(items) == 1 or is_of_all:
             raise  # A second run would fail in the same way.
-    after: AfterCommit = []
     with transaction(connection):
-
-        def run(part: Sequence[Item]) -> None:
-            for item in part:
-                _run_alone(connection, item, now, after)
-
-        _run_parts(connection, items, run)
-    return after
+        return _run_parts(connection, items, now, _run_alone)
 
 
 def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:

@@ -3,16 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 
-from service.store.copying import (
-    BATCH_BYTES,
-    Table,
-    Values,
-    clean,
-    key_columns,
-    select_last_key,
-    select_next,
-    size_of,
-)
+from service.store.copying import Batch, Table, Values, key_columns, select_last_key, select_next
 from service.store.sqlite import schema
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.database import Database
@@ -77,16 +68,13 @@ def _last_key(connection: sqlite3.Connection, table: Table) -> Values | None:
 
 def _read(connection: sqlite3.Connection, table: Table, after: Values | None) -> list[Values]:
     sql = select_next(table, ["?"] * len(table.key), after)
-    rows: list[Values] = []
-    size = 0
+    batch = Batch()
     cursor = connection.execute(sql, after or ())
     for row in cursor:
-        rows.append(clean(tuple(row)))
-        size += size_of(rows[-1])
-        if size >= BATCH_BYTES:
+        if batch.add(row):
             break
     cursor.close()
-    return rows
+    return batch.rows
 
 
 def _insert(connection: sqlite3.Connection, table: Table, rows: Sequence[Values]) -> None:

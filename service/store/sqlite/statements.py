@@ -13,6 +13,7 @@ DIALECT = Dialect(
         "unindexed": "+{}",
         "greatest": "max",
         "least": "min",
+        "kept": "",  # The file has one writer.
         "each": "",
         "is_tried": "({} > 0)",  # 0 or 1, the expression of the indexes.
         "held": "",  # The one worker holds all shards.
