@@ -100,6 +100,13 @@ class Right:
         await self.poller.settle()
         await self.session.dispatcher.settle()
 
+    async def others_committed(self, shards: Collection[int]) -> bool:
+        """Whether another process has committed in these shards; False beside loops, which look.
+
+        Who holds other shards hears of the commits in them.
+        """
+        return not self.has_loops and await self.ownership.other_process_committed(shards)
+
     async def finish(self) -> None:
         """After the last step: wait until all that it started has ended and is recorded.
 

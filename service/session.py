@@ -39,6 +39,7 @@ RESEAL_EVERY_MS = HOUR
 BACKOFF_SECONDS_MAX = 60.0  # Before a step that keeps failing runs again.
 
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Takes `now`, returns the next due time.
+Steps = tuple[tuple[Step, asyncio.Event], ...]  # Each with the signal that wakes its loop.
 
 
 class Session:
@@ -76,7 +77,7 @@ class Session:
         self._subscribers_revision = -1  # Before any: the first read takes all as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
-        self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
+        self.steps: Steps = (
             (self._counted("submitted", submitter.run_due), signals.submit),
             (self._counted("polled", poller.run_due), signals.poll),
             (poller.expire_due, signals.deadline),
@@ -86,10 +87,7 @@ class Session:
         )
         self.tick_steps = tuple(step for step, _ in self.steps)
         self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])
-        self.loops: tuple[tuple[Step, asyncio.Event], ...] = (
-            *self.steps,
-            (self.watch, asyncio.Event()),
-        )
+        self.loops: Steps = (*self.steps, (self.watch, asyncio.Event()))
 
     def resume(self, *, is_in_turn: bool) -> None:
         """Receive deliveries that are committed from now on, and let attempts start.

@@ -6,24 +6,19 @@ Both need the right to work, and do nothing while another process has it.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Literal
 
 import msgspec
 
 from service.context import wait_for
-from service.delivery.lanes import held_up_until
-from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.right import Right
-from service.session import Session, Step, log_failure
+from service.rounds import Rounds
 from service.store.shards import ALL, NONE
 from service.telemetry import log
 
 _log = log.get()
-# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
-HELD_UP_SECONDS_MAX = 1.0
-ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 HEARD_SECONDS = 0.1  # After a commit, until the holder of its shards has the notification.
 
 
@@ -86,27 +81,25 @@ class Ticks:
                 return WorkCounts(more=True)
             self._may_go_on = True
             session.begin_tick()
-            failed: set[Step] = set()
+            rounds = Rounds(self._right, session, is_tick=True)
             try:
                 has_time = True
                 while has_time:
                     requests = await self._take_up()
                     try:
                         waiting = asyncio.Event() if requests is None else self._requested
-                        more = await self._work_until(
-                            session, ends_at, failed, waiting, is_tick=True
-                        )
+                        more = await rounds.run(ends_at, waiting)
                     finally:
                         if requests is not None:
                             requests.set()
                     # Requests that came meanwhile share its next turn.
-                    has_time = waiting.is_set() and not self._is_over(ends_at)
+                    has_time = waiting.is_set() and not rounds.is_over(ends_at)
             finally:
                 counts = session.end_tick()
                 held = self._right.ownership.shards
         if not more and not self._right.ownership.is_held:  # Else the rest of it looks.
             try:
-                more = await self._others_committed(held)
+                more = await self._right.others_committed(held)
             except StorageError:  # What the tick has done is counted all the same.
                 more = True
         return WorkCounts(**counts, more=more)
@@ -157,7 +150,7 @@ class Ticks:
         if not self._drive_seconds or self._right.stopping.is_set() or not (has_time or may_go_on):
             return
         try:
-            is_wanted = await self._others_committed(held)
+            is_wanted = await self._right.others_committed(held)
         except StorageError as problem:  # The rows stay due for the next request or tick.
             _log.warning("drive.failed", error=repr(problem))
             return
@@ -165,15 +158,6 @@ class Ticks:
             if not has_time:
                 self._may_go_on, self._drive_ends_at = False, now + self._drive_seconds
             self._request(held)
-
-    async def _others_committed(self, shards: Collection[int]) -> bool:
-        """Whether another process has committed in these shards; False beside loops, which look.
-
-        Who holds other shards hears of the commits in them.
-        """
-        if self._right.has_loops:
-            return False
-        return await self._right.ownership.other_process_committed(shards)
 
     async def _drive(self) -> None:
         """Take turns while requests wait for one, or other processes commit without working.
@@ -217,16 +201,13 @@ class Ticks:
                 turn_ended = self._begin_turn()
                 if session is None:
                     return "refused"
-                held, more, failed = NONE, False, set[Step]()
+                held, more, rounds = NONE, False, Rounds(self._right, session, is_tick=False)
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
                     if held == (held := self._right.ownership.shards):
                         break  # Else its work may have made rows of others due.
-                    ends_at = self._drive_ends_at
-                    more = await self._work_until(
-                        session, ends_at, failed, self._requested, is_tick=False
-                    )
+                    more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = held
                 return "missing" if self._missing_shards() else "worked"
         finally:
@@ -241,119 +222,3 @@ class Ticks:
         self._shards |= self._right.context.elsewhere
         self._right.context.elsewhere.clear()
         return self._shards - self._right.ownership.shards
-
-    async def _work_until(
-        self,
-        session: Session,
-        ends_at: float,
-        failed: set[Step],
-        requested: asyncio.Event,
-        *,
-        is_tick: bool,
-    ) -> bool:
-        """Repeat every step until no row is due, time is up, or requests wait for the next turn.
-
-        Return whether rows are due. A step that fails is put into `failed`, and left out.
-
-        After a tick has waited, rows of others may be due: it looks for commits. A drive does so
-        after its turn.
-        """
-        loop = asyncio.get_running_loop()
-        # Look at the rows first: the session may be that of an earlier tick.
-        steps = [session.look, *(session.tick_steps if is_tick else session.drive_steps)]
-        attempted = -1
-        while True:
-            try:
-                is_due, is_settled = await self._run_steps(steps, failed, ends_at, requested)
-            except TimeoutError:
-                return True
-            held = self._right.ownership.shards
-            is_due = is_due or (is_tick and await self._others_committed(held))
-            # A drive does not wait for it: a client waits for the drive, and a tick comes later.
-            held_up_seconds = self._held_up_seconds(session) if is_tick else None
-            more = is_due or bool(failed) or held_up_seconds is not None
-            if requested.is_set() or self._is_over(ends_at):
-                return more or not is_settled  # What is left under way may make rows due.
-            if not is_due and is_settled:
-                attempted, before = session.dispatcher.attempted, attempted
-                seconds = session.debt_seconds()
-                if held_up_seconds is not None and attempted > before:
-                    seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
-                if not seconds:
-                    return more
-                await self._wait(None, min(ends_at, loop.time() + seconds), requested)
-
-    def _is_over(self, ends_at: float) -> bool:
-        return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
-
-    def _held_up_seconds(self, session: Session) -> float | None:
-        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
-        now = self._right.context.clock()
-        until = held_up_until(session.dispatcher.lanes.values(), now)
-        return None if until is None else (until - now) / SECOND
-
-    async def _run_steps(
-        self, steps: Sequence[Step], failed: set[Step], ends_at: float, requested: asyncio.Event
-    ) -> tuple[bool, bool]:
-        """Run every step that has not failed; wait until its requests end, or more rows are due.
-
-        So a receiver that hangs holds up no other work. Return whether rows are due, and whether
-        those requests have ended. TimeoutError if a step does not end in time.
-        """
-        clock = self._right.context.clock
-        now = clock()
-        due_times: list[int | None] = []
-        for step in (step for step in steps if step not in failed):
-            try:
-                due_times.append(await self._run_step(step, now, ends_at))
-            except (TimeoutError, StorageError):
-                raise
-            except Exception as error:  # noqa: BLE001  one step must not end the others
-                log_failure(step, error, 1)
-                failed.add(step)
-        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
-        await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
-        is_settled = settling.done()
-        settling.cancel()
-        is_due = any(at is not None and at <= clock() for at in due_times)
-        return is_due or bool(self._right.submitter.repeated), is_settled
-
-    def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
-        """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""
-        next_at = min((at for at in due_times if at is not None), default=None)
-        if next_at is None:
-            return ends_at
-        seconds = max((next_at - self._right.context.clock()) / SECOND, ROUND_SECONDS)
-        return min(ends_at, asyncio.get_running_loop().time() + seconds)
-
-    async def _wait(
-        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
-    ) -> None:
-        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
-        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
-        signals = (self._right.stopping, interrupt)
-        ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
-        waited = ends if task is None else [task, *ends]
-        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
-
-    async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
-        """Run one step. At `ends_at` or a stop raise TimeoutError; the step goes on alone.
-
-        It is not cancelled: a submission that is cancelled in flight is lost.
-        """
-        if self._right.stopping.is_set():
-            raise TimeoutError
-        task = asyncio.create_task(step(now), name="step of a tick")
-        self._right.steps_under_way.add(task)
-        task.add_done_callback(self._drop_step)
-        await self._wait(task, ends_at)
-        if not task.done():
-            raise TimeoutError
-        return task.result()
-
-    def _drop_step(self, task: asyncio.Task[int | None]) -> None:
-        self._right.steps_under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # Retrieved, or asyncio would log it.

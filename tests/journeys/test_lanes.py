@@ -84,7 +84,7 @@ async def test_a_lane_opens_while_a_burst_is_answered_quickly(tmp_path: Path) ->
 async def test_a_rate_spaces_attempts_and_survives_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.ticks.HELD_UP_SECONDS_MAX", 0)  # A tick would wait for the rate.
+    monkeypatch.setattr("service.rounds.HELD_UP_SECONDS_MAX", 0)  # A tick would wait for the rate.
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, rate_per_second=0.1)
         for _ in range(4):

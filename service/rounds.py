@@ -1,0 +1,131 @@
+"""Rounds of due work, of a tick or of a drive: each runs every step once."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from service.delivery.lanes import held_up_until
+from service.model.clock import SECOND
+from service.model.errors import StorageError
+from service.right import Right
+from service.session import Session, Step, log_failure
+
+# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
+HELD_UP_SECONDS_MAX = 1.0
+ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
+
+
+class Rounds:
+    """The rounds of one tick or of one turn of a drive, in a session of the right to work."""
+
+    def __init__(self, right: Right, session: Session, *, is_tick: bool) -> None:
+        self._right = right
+        self._session = session
+        self._is_tick = is_tick
+        # Look at the rows first: the session may be that of an earlier tick.
+        self._steps = [session.look, *(session.tick_steps if is_tick else session.drive_steps)]
+        self._failed: set[Step] = set()
+
+    async def run(self, ends_at: float, requested: asyncio.Event) -> bool:
+        """Repeat every step until no row is due, time is up, or requests wait for the next turn.
+
+        Return whether rows are due. A step that fails is left out from then on.
+
+        After a tick has waited, rows of others may be due: it looks for commits. A drive does so
+        after its turn.
+        """
+        loop, session, attempted = asyncio.get_running_loop(), self._session, -1
+        while True:
+            try:
+                is_due, is_settled = await self._run_steps(ends_at, requested)
+            except TimeoutError:
+                return True
+            held = self._right.ownership.shards
+            is_due = is_due or (self._is_tick and await self._right.others_committed(held))
+            # A drive does not wait for it: a client waits for the drive, and a tick comes later.
+            held_up_seconds = self._held_up_seconds() if self._is_tick else None
+            more = is_due or bool(self._failed) or held_up_seconds is not None
+            if requested.is_set() or self.is_over(ends_at):
+                return more or not is_settled  # What is left under way may make rows due.
+            if not is_due and is_settled:
+                attempted, before = session.dispatcher.attempted, attempted
+                seconds = session.debt_seconds()
+                if held_up_seconds is not None and attempted > before:
+                    seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
+                if not seconds:
+                    return more
+                await self._wait(None, min(ends_at, loop.time() + seconds), requested)
+
+    def is_over(self, ends_at: float) -> bool:
+        """Return whether the time is up, or the process stops."""
+        return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
+
+    def _held_up_seconds(self) -> float | None:
+        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
+        now = self._right.context.clock()
+        until = held_up_until(self._session.dispatcher.lanes.values(), now)
+        return None if until is None else (until - now) / SECOND
+
+    async def _run_steps(self, ends_at: float, requested: asyncio.Event) -> tuple[bool, bool]:
+        """Run every step that has not failed; wait until its requests end, or more rows are due.
+
+        So a receiver that hangs holds up no other work. Return whether rows are due, and whether
+        those requests have ended. TimeoutError if a step does not end in time.
+        """
+        clock = self._right.context.clock
+        now = clock()
+        due_times: list[int | None] = []
+        for step in (step for step in self._steps if step not in self._failed):
+            try:
+                due_times.append(await self._run_step(step, now, ends_at))
+            except (TimeoutError, StorageError):
+                raise
+            except Exception as error:  # noqa: BLE001  one step must not end the others
+                log_failure(step, error, 1)
+                self._failed.add(step)
+        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
+        await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
+        is_settled = settling.done()
+        settling.cancel()
+        is_due = any(at is not None and at <= clock() for at in due_times)
+        return is_due or bool(self._right.submitter.repeated), is_settled
+
+    def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
+        """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""
+        next_at = min((at for at in due_times if at is not None), default=None)
+        if next_at is None:
+            return ends_at
+        seconds = max((next_at - self._right.context.clock()) / SECOND, ROUND_SECONDS)
+        return min(ends_at, asyncio.get_running_loop().time() + seconds)
+
+    async def _wait(
+        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
+    ) -> None:
+        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        signals = (self._right.stopping, interrupt)
+        ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
+        waited = ends if task is None else [task, *ends]
+        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+    async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
+        """Run one step. At `ends_at` or a stop raise TimeoutError; the step goes on alone.
+
+        It is not cancelled: a submission that is cancelled in flight is lost.
+        """
+        if self._right.stopping.is_set():
+            raise TimeoutError
+        task = asyncio.create_task(step(now), name="step of a tick")
+        self._right.steps_under_way.add(task)
+        task.add_done_callback(self._drop_step)
+        await self._wait(task, ends_at)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def _drop_step(self, task: asyncio.Task[int | None]) -> None:
+        self._right.steps_under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # Retrieved, or asyncio would log it.
