@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -140,7 +141,9 @@ async def offer_upgrades(world: World, count: int) -> str:
         f"content-length: {len(body)}\r\n",
     )
     async with connect(world, count, head + body) as connections:
-        return await expect(connections, 201, 503)  # Read well, but a busy disk may be too slow.
+        got = Counter(await asyncio.gather(*(read_status(reader) for reader, _ in connections)))
+    wrong = got.keys() - {201, 503}  # Read well, but a busy disk may be too slow.
+    return "" if got[201] and not wrong else f"they were answered {got}"
 
 
 async def connect_too_often(world: World, count: int) -> str:

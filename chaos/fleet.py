@@ -186,8 +186,7 @@ class Fleet:
         """Wait until a worker has begun to work more often than so, or was killed."""
         ends_at, process = time.monotonic() + LISTEN_SECONDS, self._processes[name]
         while self._count_begun(name) <= begun and process.poll() is None:
-            if time.monotonic() >= ends_at:
-                break
+            assert time.monotonic() < ends_at, f"{name} does not work: {self.world.log_end()}"
             await asyncio.sleep(LOOK_SECONDS)
 
     async def restart_server(self) -> None:

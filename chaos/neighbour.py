@@ -41,13 +41,15 @@ async def request(api: httpx.AsyncClient, method: str, path: str, **options: Any
 
 
 async def create(api: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Create something, again and again until it is answered well."""
+    """Create something, again and again while the service is too busy; else HTTPStatusError."""
     while True:
         with suppress(httpx.TransportError):
             answer = await api.post(path, json=body)
             if answer.is_success:
                 created: dict[str, Any] = answer.json()
                 return created
+            if answer.status_code < 500 and answer.status_code != 429:
+                answer.raise_for_status()
         await asyncio.sleep(PAUSE_SECONDS)
 
 

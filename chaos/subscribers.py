@@ -96,13 +96,14 @@ async def run(plan: Plan) -> Outcome:
     tries = [new_try("beside hostile ones", hostile=True)]
     if not plan.quick:
         tries.append(new_try("alone", hostile=False))
-    total, ratio = Outcome(), 0.0
+    total, best, ratio = Outcome(), dict[str, float](), 0.0
     for number in range(ROUNDS_MAX):
         each = replace(plan, folder=plan.folder / f"round {number}")
         total.add(await run_tries(each, tries, side_by_side=1))
         if len(worlds) > 1:
-            alone, beside = worlds["alone"], worlds["beside hostile ones"]
-            ratio = max(ratio, beside.events_per_second / alone.events_per_second)
+            for name, world in worlds.items():
+                best[name] = max(best.get(name, 0.0), world.events_per_second)
+            ratio = best["beside hostile ones"] / best["alone"]
         if len(worlds) < 2 or ratio >= RATIO_MIN:
             break
     for name, world in worlds.items():

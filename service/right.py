@@ -175,7 +175,7 @@ class Right:
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work
             _log.exception("worker.step_failed", step="the rest of a tick")
         async with self._lock:
-            shards = self.ownership.shards
+            shards = self.ownership.locked
             await self._close()
         if after_rest is not None:
             await after_rest(shards)

@@ -29,18 +29,20 @@ class Rounds:
     async def run(self, ends_at: float, requested: asyncio.Event) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
 
-        Return whether rows are due. A step that fails is left out from then on.
+        Return whether rows are due. A step that fails is left out from then on: requests that come
+        later begin the next run.
 
         After a tick has waited, rows of others may be due: it looks for commits. A drive does so
         after its turn.
         """
         loop, session, attempted = asyncio.get_running_loop(), self._session, -1
+        self._failed.clear()
         while True:
             try:
                 is_due, is_settled = await self._run_steps(ends_at, requested)
             except TimeoutError:
                 return True
-            held = self._right.ownership.shards
+            held = self._right.ownership.locked
             is_due = is_due or (self._is_tick and await self._right.others_committed(held))
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds() if self._is_tick else None

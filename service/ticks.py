@@ -96,7 +96,7 @@ class Ticks:
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
             finally:
                 counts = session.end_tick()
-                held = self._right.ownership.shards
+                held = self._right.ownership.locked
         if not more and not self._right.ownership.is_held:  # Else the rest of it looks.
             try:
                 more = await self._right.others_committed(held)
@@ -175,8 +175,8 @@ class Ticks:
                 is_refused = outcome in ("missing", "refused")
                 if is_refused and self._may_try_again and not self._requested.is_set():
                     self._may_try_again = False
+                    await wait_for(self._requested, HEARD_SECONDS)  # Or until another comes.
                     self._requested.set()
-                    await wait_for(self._right.stopping, HEARD_SECONDS)
         except Exception as error:  # noqa: BLE001  the request is stored, and its rows stay due
             _log.warning("drive.failed", error=repr(error))
         finally:
@@ -205,7 +205,7 @@ class Ticks:
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
-                    if held == (held := self._right.ownership.shards):
+                    if held == (held := self._right.ownership.locked):
                         break  # Else its work may have made rows of others due.
                     more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = held

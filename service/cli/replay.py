@@ -66,8 +66,13 @@ def replay(command: Command, options: argparse.Namespace, wait: Wait = pause) ->
             "with --idempotency-key, --since and --until must be times: a repeat with an age would "
             "ask for another period."
         )
-    body = values_of(command, options, "body")
-    body |= {"since": since.time, "until": until.time if until else rfc3339(now_ms())}
+    values = values_of(command, options, "body")
+    body = {
+        "subscriber_id": values.pop("subscriber_id"),
+        "since": since.time,
+        "until": until.time if until else rfc3339(now_ms()),
+        **values,
+    }
     with connect(options) as client:
         view = send(client, command, options, json=body)
         with _show_progress(options) as step:

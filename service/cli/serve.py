@@ -9,6 +9,7 @@ from service.cli.arguments import check, define, parse_number
 from service.model.number import read_whole
 
 PORT_MAX = 65_535
+WORK_CONNECTIONS_MAX = 256  # To GENHOOK_WORK_PORT.
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -110,10 +111,15 @@ def work(_options: argparse.Namespace) -> int:
     from service.settings import read_settings
 
     settings = read_settings()
+    import msgspec
+
     from service.app import App, configure_log
     from service.cli import server
 
     configure_log(settings)
+    # Beside probes, few look at it: its connections take little of what attempts need.
+    few = min(settings.connections_max, WORK_CONNECTIONS_MAX)
+    settings = msgspec.structs.replace(settings, connections_max=few)
     app = App(settings, accepts=settings.work_port is not None)
     if settings.work_port is None:
         return server.run(server.work(app, None))

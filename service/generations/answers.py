@@ -134,7 +134,7 @@ def _next_poll(
         is_late = was_planned and before.status == "timed_out"
         count = generation.late_poll_count + (is_late and not is_throttled)
         late_at = schedule.poll_after_deadline(generation.deadline_at, count, now, context.jitter())
-        if is_throttled and late_at is not None:
+        if late_at is not None:
             late_at = max(late_at, now + wait_ms)
             late_at = late_at if late_at < generation.deadline_at + CALLBACK_GRACE_MS else None
         return {"next_poll_at": late_at, "late_poll_count": count}

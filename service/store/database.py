@@ -184,6 +184,10 @@ class Ownership(Protocol):
     def shards(self) -> frozenset[int]:
         """The shards on which this process may start work now."""
 
+    @property
+    def locked(self) -> frozenset[int]:
+        """The shards that no other process can take now: `shards`, and those without a beat."""
+
     async def acquire(self, shards: Collection[int] | None = None) -> bool:
         """Take the free ones of these shards; None: this worker's share of all, kept up to date.
 

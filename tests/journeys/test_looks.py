@@ -8,7 +8,8 @@ import pytest
 
 from service.right import Right
 from service.session import Session
-from tests.harness import Harness, success_report
+from service.store.shards import ALL
+from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, success_report
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
 from tests.journeys.test_drives import (
     beside,
@@ -29,6 +30,10 @@ async def rest(world: Harness) -> None:
     async with asyncio.timeout(60):
         while under_way := [task for task in ticks.under_way if not task.done()]:
             await asyncio.wait(under_way)
+
+
+async def rested(_shards: object) -> None:
+    """After a rest, do nothing."""
 
 
 async def begin_a_rest(world: Harness, gate: Gate) -> None:
@@ -176,7 +181,7 @@ async def test_a_drive_that_is_refused_tries_once_more_for_the_latest_of_its_req
         assert turns == 4
 
 
-async def test_a_step_that_fails_is_left_out_for_the_rest_of_a_tick(
+async def test_a_step_that_fails_is_left_out_until_another_request_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = 0
@@ -207,4 +212,20 @@ async def test_a_step_that_fails_is_left_out_for_the_rest_of_a_tick(
         gate.is_open.set()
         await calling
         assert (await tick).more
-        assert failures == 1
+        assert failures == 2
+
+
+async def test_a_request_waits_for_no_refusal_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.ticks.HEARD_SECONDS", 60)
+    async with driven(tmp_path) as world, beside(world) as other:
+        async with world.app.worker.right.hold(lambda: ALL, rested):
+            for _ in range(3):
+                url = f"{PUBLIC_URL}/v1/generations"
+                body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+                key = {"authorization": f"Bearer {ADMIN_KEY}"}
+                async with asyncio.timeout(20):
+                    answer = await other.post(url, json=body, headers=key)
+                assert answer.status_code == 202
+        other._transport.app.worker.ticks._requested.set()  # type: ignore[attr-defined]

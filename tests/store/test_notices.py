@@ -30,8 +30,8 @@ class BusyPool:
         yield self
 
     async def execute(self, _sql: str, text: str) -> None:
-        shards, name = notices.read_notice(text)
-        assert name == "genhook-1"
+        shards, sender = notices.read_notice(text)
+        assert sender == 1
         self.sent.append(shards)
 
 

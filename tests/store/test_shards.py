@@ -456,11 +456,28 @@ async def test_a_process_hears_of_others_alone_and_can_ask_about_some_shards(
         assert not database.hand_over(id_of(theirs))
         await until(lambda: bool(second._told))
         async with connected(database) as connection:  # The server tells in order of the commits.
-            await connection.execute(notices._NOTIFY, f"{1 << mine:x} another")
+            await connection.execute(notices._NOTIFY, f"{7 << SHARDS | 1 << mine:x}")
         await until(lambda: bool(first._told))
         assert first._told == {mine}
         assert not await first.other_process_committed({theirs})
         assert await first.other_process_committed({mine, theirs})
+
+
+async def test_who_had_no_valid_shard_for_a_while_keeps_its_locks_and_looks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(database) as worker:
+        await worker.other_process_committed()
+        locked, seconds = worker.locked, Seconds()
+        monkeypatch.setattr(worker, "_clock", seconds)
+        await worker.beat()
+        assert not await worker.other_process_committed()
+        seconds.now += ownership.VALID_SECONDS + 1
+        assert (worker.shards, worker.locked) == (frozenset(), locked)
+        assert not database.hand_over(id_of(min(locked)))  # Only its own notice tells of it.
+        await worker.beat()
+        assert worker.shards == locked
+        assert await worker.other_process_committed()
 
 
 async def test_a_process_that_works_on_nothing_tells_of_all_its_commits(

@@ -155,3 +155,13 @@ def test_a_body_with_more_texts_of_json_than_are_looked_at_is_no_proof() -> None
         )
         assert report is not None
         assert report.is_proof == (count < wire.JSON_TEXTS_MAX)
+
+
+@pytest.mark.parametrize("size", [wire.BROKEN_TEXTS_CHARACTERS, 2 * wire.BROKEN_TEXTS_CHARACTERS])
+def test_so_many_characters_that_nearly_are_json_are_looked_at_and_more_are_a_doubt(
+    size: int,
+) -> None:
+    broken = ['{"scene": "a cat",}'.ljust(1_024)] * (size // 1_024)
+    report = wire.read_callback(msgspec.json.encode({"data": HELD % "", "lyrics": broken}))
+    assert report is not None
+    assert report.is_proof == (size == wire.BROKEN_TEXTS_CHARACTERS)

@@ -56,7 +56,7 @@ async def running_environment(folder: Path, *, on_postgres: bool) -> AsyncIterat
         )
         sock = server.bind("127.0.0.1", 0)
         settings = _settings(database, server.url_of(sock), upstream_url)
-        app = App(settings, accepts=True)
+        app = App(settings)
         await app.start()
         stack.push_async_callback(app.stop)
         url = await stack.enter_async_context(server.running(app, sock, lifespan="off"))

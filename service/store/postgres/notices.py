@@ -5,7 +5,7 @@ import contextlib
 
 from service.model.errors import StorageError
 from service.store.postgres.connection import Pool, taken
-from service.store.shards import ALL
+from service.store.shards import ALL, SHARDS
 from service.telemetry import log
 
 _log = log.get()
@@ -19,13 +19,13 @@ _NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
 class Notices:
     """Sends notices of the shards in which this process has committed, on another connection.
 
-    The text of a notice is a hexadecimal number with a bit for each shard, and the process's name.
-    A NOTIFY within the transactions would make all commits of the server wait for each other. The
-    holders look at the rows every few seconds, whether a notice comes or not.
+    The text of a notice is a hexadecimal number with a bit for each shard, and the sender's number
+    above these. A NOTIFY within the transactions would make all commits of the server wait for each
+    other. The holders look at the rows every few seconds, whether a notice comes or not.
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._sender = sender_of(name)
         self._mask = 0
         self._sending: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -39,9 +39,11 @@ class Notices:
     async def close(self) -> None:
         """Send what is planned, and wait for it."""
         self._closing.set()
-        if self._sending is not None:
-            await asyncio.wait({self._sending})
-        self._closing.clear()
+        try:
+            while self._sending is not None:
+                await asyncio.wait({self._sending})
+        finally:
+            self._closing.clear()
 
     async def _send(self, pool: Pool) -> None:
         """Send notices until nothing is planned, each NOTICE_SECONDS after the last."""
@@ -51,16 +53,20 @@ class Notices:
                     async with asyncio.timeout(NOTICE_SECONDS):
                         await self._closing.wait()
                 mask, self._mask = self._mask, 0
-                await _notify(pool, f"{mask:x} {self._name}")
+                await _notify(pool, f"{self._sender << SHARDS | mask:x}")
         finally:
             self._sending = None
 
 
-def read_notice(text: str) -> tuple[set[int], str]:
-    """Return the shards of a notice, and the name of the process that sent it."""
-    mask, _, name = text.partition(" ")
-    bits = int(mask or "0", 16)
-    return {shard for shard in ALL if bits >> shard & 1}, name
+def sender_of(name: str) -> int:
+    """Return the number that is in the notices of the process with this name."""
+    return int(name.rpartition("-")[2], 16)
+
+
+def read_notice(text: str) -> tuple[set[int], int]:
+    """Return the shards of a notice, and the number of the process that sent it."""
+    number = int(text or "0", 16)
+    return {shard for shard in ALL if number >> shard & 1}, number >> SHARDS
 
 
 async def _notify(pool: Pool, text: str) -> None:

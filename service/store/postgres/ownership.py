@@ -7,6 +7,7 @@ before that, so that it starts nothing. A worker sends no beat while it cannot c
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -15,7 +16,7 @@ from service.model.errors import StorageError
 from service.store.postgres import locks
 from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
-from service.store.postgres.notices import CHANNEL, read_notice
+from service.store.postgres.notices import CHANNEL, read_notice, sender_of
 from service.store.shards import ALL, NONE, choose_surplus, share_of
 from service.telemetry import log
 
@@ -76,6 +77,11 @@ class ShardLocks:
     def shards(self) -> frozenset[int]:
         """The shards that this process may work on now."""
         return self._database.holding.shards if self.is_held else NONE
+
+    @property
+    def locked(self) -> frozenset[int]:
+        """The shards that no other process can take now."""
+        return frozenset(self._locked) if self.is_held else NONE
 
     @property
     def _is_connected(self) -> bool:
@@ -221,6 +227,8 @@ class ShardLocks:
     def _note_beat(self, sent_at: float) -> None:
         if sent_at - self._beat_at > VALID_SECONDS:
             self._regular_since = sent_at
+            if self._locked:  # What was committed meanwhile was handed over to nobody.
+                self._looked_at = -math.inf
         self._beat_at = sent_at
 
     def _publish(self) -> None:
@@ -232,6 +240,6 @@ class ShardLocks:
         self._database.holding.put(NONE, 0.0, self._clock)
 
     def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
-        shards, name = read_notice(payload)
-        if name != self.name:  # A process knows its own commits.
+        shards, sender = read_notice(payload)
+        if sender != sender_of(self.name):  # A process knows its own commits.
             self._told |= shards

@@ -181,8 +181,7 @@ class Database(Writes):
         left = [item for item in items if not (item.has_run or item.error)]
         if left:
             items = [item for item in items if item.has_run or item.error]
-        if items:
-            self._queue.finish(items)
+        self._queue.finish(items)  # Also of none: the writer is free again.
         if left:
             self._queue.put_back(left)
             self._wake.set()

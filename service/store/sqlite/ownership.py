@@ -36,6 +36,11 @@ class FileLock:
         """All or none: one lock is for the whole file."""
         return ALL if self.is_held else NONE
 
+    @property
+    def locked(self) -> frozenset[int]:
+        """The same."""
+        return self.shards
+
     async def acquire(self, _shards: Collection[int] | None = None) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
         if self.is_held:
