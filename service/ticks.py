@@ -205,10 +205,10 @@ class Ticks:
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
-                    if held == (held := self._right.ownership.locked):
+                    if held == (held := self._right.ownership.shards):
                         break  # Else its work may have made rows of others due.
                     more = await rounds.run(self._drive_ends_at, self._requested)
-                self._held = held
+                self._held = self._right.ownership.locked
                 return "missing" if self._missing_shards() else "worked"
         finally:
             turn_ended.set()  # A platform may stop the process once its requests are answered.

@@ -109,7 +109,8 @@ class Queue:
         self._ended.set()
         self._refused.update(filter(is_late, self._committing))
         late = [*self._refused, *dropped]
-        self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
+        if self._committing:  # Else a commit may begin, and nothing would end the stall.
+            self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
         for item in late:
             if not item.future.done():
                 item.future.set_exception(StorageBusyError(STALLED))

@@ -113,3 +113,19 @@ async def test_a_notice_that_the_server_refuses_keeps_no_other_from_being_sent(
     await sender.close()
     assert pool.sent == [{2}]
     assert [line["event"] for line in console.lines()] == ["notice.failed"]
+
+
+async def test_a_notice_that_is_cancelled_before_it_begins_keeps_no_end_and_no_other_waiting(
+    pool: BusyPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "NOTICE_SECONDS", 0)
+    pool.free.set()
+    sender = Notices("genhook-1")
+    sender.plan(pool, 1)  # type: ignore[arg-type]
+    assert sender._sending is not None
+    sender._sending.cancel()
+    await sender.close()
+    await plan(sender, pool, 2)
+    async with asyncio.timeout(20):
+        await sender.close()
+    assert pool.sent == [{1, 2}]

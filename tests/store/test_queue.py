@@ -228,3 +228,16 @@ async def test_those_who_ask_together_share_a_trial(
     problems = await asyncio.gather(*(database.write_problem() for _ in range(5)))
     assert problems == ["failing"] * 5
     assert len(trials) == 1
+
+
+async def test_who_waited_in_vain_while_no_commit_was_under_way_refuses_nobody_else(
+    database: Database,
+) -> None:
+    """As after a process was frozen: the time of the wait is up before the commit begins."""
+    waiting = database._enqueue(Item(write, ()), may_wait=True)
+    [item] = database._queue._waiting
+    item.ends_at = 0
+    database._queue.end_waits()
+    with pytest.raises(StorageBusyError):
+        await waiting
+    assert await database.write(write) == 1

@@ -477,7 +477,7 @@ async def test_who_had_no_valid_shard_for_a_while_keeps_its_locks_and_looks(
         assert not database.hand_over(id_of(min(locked)))  # Only its own notice tells of it.
         await worker.beat()
         assert worker.shards == locked
-        assert await worker.other_process_committed()
+        assert await worker.other_process_committed(locked)
 
 
 async def test_a_process_that_works_on_nothing_tells_of_all_its_commits(

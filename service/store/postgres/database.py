@@ -217,6 +217,7 @@ class Database(Writes):
         while parts:
             part = self._queue.start(parts.popleft())
             if not part:
+                self._queue.finish(part)
                 continue
             try:
                 await self._run_batch(part)

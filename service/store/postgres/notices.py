@@ -33,29 +33,27 @@ class Notices:
     def plan(self, pool: Pool, shard: int) -> None:
         """Send a notice of a shard soon."""
         self._mask |= 1 << shard
-        if self._sending is None:  # One notice at a time waits for a connection.
+        # One notice at a time waits for a connection.
+        if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send(pool), name="notice")
 
     async def close(self) -> None:
         """Send what is planned, and wait for it."""
         self._closing.set()
         try:
-            while self._sending is not None:
+            while self._sending is not None and not self._sending.done():
                 await asyncio.wait({self._sending})
         finally:
             self._closing.clear()
 
     async def _send(self, pool: Pool) -> None:
         """Send notices until nothing is planned, each NOTICE_SECONDS after the last."""
-        try:
-            while self._mask:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(NOTICE_SECONDS):
-                        await self._closing.wait()
-                mask, self._mask = self._mask, 0
-                await _notify(pool, f"{self._sender << SHARDS | mask:x}")
-        finally:
-            self._sending = None
+        while self._mask:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NOTICE_SECONDS):
+                    await self._closing.wait()
+            mask, self._mask = self._mask, 0
+            await _notify(pool, f"{self._sender << SHARDS | mask:x}")
 
 
 def sender_of(name: str) -> int:

@@ -7,7 +7,6 @@ before that, so that it starts nothing. A worker sends no beat while it cannot c
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -227,8 +226,9 @@ class ShardLocks:
     def _note_beat(self, sent_at: float) -> None:
         if sent_at - self._beat_at > VALID_SECONDS:
             self._regular_since = sent_at
-            if self._locked:  # What was committed meanwhile was handed over to nobody.
-                self._looked_at = -math.inf
+        if not self._database.holding.shards:
+            # What was committed meanwhile was handed over to nobody.
+            self._told |= self._locked
         self._beat_at = sent_at
 
     def _publish(self) -> None:
