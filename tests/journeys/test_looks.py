@@ -36,11 +36,16 @@ async def rested(_shards: object) -> None:
     """After a rest, do nothing."""
 
 
-async def begin_a_rest(world: Harness, gate: Gate) -> None:
-    """Let an attempt of a tick wait at the gate when the tick is over."""
+async def store_an_attempt(world: Harness, gate: Gate) -> None:
+    """Make an attempt due that will wait at the gate; nothing drives it."""
     queue_answers(world, gate)
     await world.subscribe(event_types=["generation.submitted"])
     await submit_without_a_drive(world)
+
+
+async def begin_a_rest(world: Harness, gate: Gate) -> None:
+    """Let an attempt of a tick wait at the gate when the tick is over."""
+    await store_an_attempt(world, gate)
     await tick_until_asked(world, gate)
 
 
@@ -144,9 +149,7 @@ async def test_no_drive_repeats_what_a_tick_has_done_for_its_request(
         await world.generate()
         world.upstream.finish("task1")
         gate = Gate()
-        queue_answers(world, gate)
-        await world.subscribe(event_types=["generation.submitted"])
-        await submit_without_a_drive(world)
+        await store_an_attempt(world, gate)
         monkeypatch.setattr(Right, "_begin", counted)
         tick = asyncio.create_task(world.app.worker.tick(60))
         await gate.wait_for(1)
@@ -195,9 +198,7 @@ async def test_a_step_that_fails_is_left_out_until_another_request_comes(
         await world.generate()
         world.upstream.finish("task1")
         gate = Gate()
-        queue_answers(world, gate)
-        await world.subscribe(event_types=["generation.submitted"])
-        await submit_without_a_drive(world)
+        await store_an_attempt(world, gate)
         new_session = world.app.worker.right.new_session
 
         def new_failing_session() -> Session:
