@@ -11,7 +11,7 @@ WORKERS ?= 2
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo run test lint check bench chaos mutants format constraints clean python
+.PHONY: help install demo run test races lint check bench chaos mutants format constraints clean python
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ ifdef COVERAGE
 else
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 endif
+
+# SEED=… repeats the pauses of the run that printed it.
+races: $(STAMP) ## Run the tests with random pauses, which find what relies on who comes first
+	@$(BIN)/pytest -p tests.pauses -n $(WORKERS) --dist worksteal $(if $(SEED),--randomly-seed=$(SEED))
 
 lint: $(STAMP) ## The quick half of check: style, format, import direction, tidiness
 	@$(BIN)/ruff check --quiet .

@@ -113,13 +113,13 @@ def reverse_unordered_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def fetch_reversed(tx: Transaction, name: str, /, **values: object) -> list[Row]:
         rows = await fetch(tx, name, **values)
-        return rows if _is_ordered(name) else rows[::-1]
+        return rows if is_ordered(name) else rows[::-1]
 
     monkeypatch.setattr(Transaction, "all", fetch_reversed)
 
 
 @cache
-def _is_ordered(name: str) -> bool:
+def is_ordered(name: str) -> bool:
     """Whether the statement as a whole, and not only a part in parentheses, has an ORDER BY."""
     sql, parts = statements()[name].sql, 1
     while parts:

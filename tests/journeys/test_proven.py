@@ -18,9 +18,14 @@ SLOTS, HANGING = 20, 30
 
 async def wait_for_slots(world: Harness, dispatcher: Dispatcher, hanging: Gate) -> None:
     """Wait until receivers that hang have all the slots that they get."""
-    lanes = dispatcher.lanes
+    lanes, slots = dispatcher.lanes, dispatcher.slots
     await hanging.wait_for(SLOTS // 2)
-    await wait_until(world, lambda: not any(lane.is_loading for lane in lanes.values()))
+    await wait_until(
+        world,
+        lambda: (
+            hanging.waiting == slots.in_use and not any(lane.is_loading for lane in lanes.values())
+        ),
+    )
 
 
 async def test_a_subscriber_that_answers_does_not_wait_for_new_ones_of_its_tenant_that_hang(
