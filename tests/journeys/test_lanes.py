@@ -314,7 +314,8 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
             await dispatcher.settle()
         assert len(world.subscribers.webhooks) == sum(range(13))
         assert len(dispatcher.lanes) == 12  # All had work at the same time.
-        dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
+        dispatcher._lanes_max = 13
+        dispatcher._lane("sub_more")
         dispatcher._lanes_max = 4
         dispatcher._lane("sub_one_more")
         assert list(dispatcher.lanes) == ["sub_one_more"]

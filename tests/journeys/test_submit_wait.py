@@ -125,7 +125,8 @@ async def test_what_had_not_left_when_the_process_stopped_is_sent_after_it(
         creating = asyncio.create_task(create(world))
         await upstream.asked.wait()
         await world.restart()
-        assert (await creating).status_code == 202
+        # No server waits here for requests: the database may be closed before the answer is made.
+        assert (await creating).status_code in {202, 503}
         assert await submissions(world) == ["waiting"]
         await world.run(2)
         assert await submissions(world) == ["taken"]
