@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from service.delivery.lanes import held_up_until
+from service.delivery.loading import held_up_until
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.right import Right
 from service.session import Session, Step, log_failure
 
-# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
+# How long a tick waits for deliveries that are held up, as long as it sends attempts.
 HELD_UP_SECONDS_MAX = 1.0
 ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 
@@ -63,7 +63,7 @@ class Rounds:
         return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
 
     def _held_up_seconds(self) -> float | None:
-        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
+        """Return for how long due deliveries are held up, as by a rate; None if none are."""
         now = self._right.context.clock()
         until = held_up_until(self._session.dispatcher.lanes.values(), now)
         return None if until is None else (until - now) / SECOND
