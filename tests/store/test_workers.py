@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.app import App
+from service.delivery.dispatch import Dispatcher
 from service.store import reseal
 from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
@@ -84,6 +85,46 @@ async def test_workers_that_come_and_go_deliver_everything_once(tmp_path: Path) 
         sent = Counter((w.url, w.headers["webhook-id"]) for w in world.subscribers.webhooks)
         assert (len(sent), set(sent.values())) == (30 * len(URLS), {1})
         assert len(world.upstream.creates) == 30
+
+
+async def test_shards_that_go_and_come_back_during_one_look_repeat_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        for url in URLS:
+            await world.subscribe(url, event_types=["generation.submitted"], rate_per_second=0.1)
+        world.app.worker.start()
+        await until_shared(world, world.app)
+        mine, webhooks = world.app.worker.dispatcher, world.subscribers.webhooks
+        await world.generate()
+        await until(world, lambda: len(webhooks) == len(URLS))
+        await until(world, lambda: mine.is_settled)
+        for _ in range(2):  # Lanes hold these in memory: the rate lets none of them leave.
+            await world.generate()
+        scan = Dispatcher.scan
+        is_looking, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def scan_slowly(dispatcher: Dispatcher) -> int:
+            if dispatcher is mine:
+                is_looking.set()
+                await may_go_on.wait()
+            return await scan(dispatcher)
+
+        monkeypatch.setattr(Dispatcher, "scan", scan_slowly)
+        world.app.worker.session._look_at = 0
+        await is_looking.wait()
+        async with beside(world) as other:
+            await until_shared(world, world.app, other)
+            holds = world.app.database.holds
+            assert any(lane.waiting for id_, lane in mine.lanes.items() if not holds(id_))
+            world.clock.advance(10)
+            await until(world, lambda: len(webhooks) >= 2 * len(URLS))
+        await until_shared(world, world.app)
+        may_go_on.set()
+        world.clock.advance(10)
+        await until(world, lambda: len(webhooks) >= 3 * len(URLS))
+        sent = Counter((w.url, w.headers["webhook-id"]) for w in webhooks)
+        assert (len(sent), set(sent.values())) == (3 * len(URLS), {1})
 
 
 async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_path: Path) -> None:
