@@ -47,6 +47,7 @@ class Rounds:
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds() if self._is_tick else None
             more = is_due or bool(self._failed) or held_up_seconds is not None
+            more = more or (self._is_tick and self._right.submitter.has_left_out)
             if requested.is_set() or self.is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
@@ -90,7 +91,10 @@ class Rounds:
         is_settled = settling.done()
         settling.cancel()
         is_due = any(at is not None and at <= clock() for at in due_times)
-        return is_due or bool(self._right.submitter.repeated), is_settled
+        submitter = self._right.submitter
+        # A step that has failed does not take the room.
+        has_room_again = submitter.has_room_again and not self._failed
+        return is_due or bool(submitter.repeated) or has_room_again, is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
         """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""

@@ -7,9 +7,10 @@ import httpx
 import pytest
 
 from service.delivery import loading
+from service.generations import submit
 from service.model.errors import StorageError
 from tests.faults import DelayedAnswer, rows
-from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 from tests.journeys.gates import Gate, deliveries, queue_answers
 
 
@@ -137,3 +138,24 @@ async def test_a_lane_that_cannot_be_worked_makes_nobody_call_for_tick_after_tic
         await fail_the_next_read(world, monkeypatch, ValueError("a secret is unreadable"))
         done = await world.app.worker.tick(60)
         assert (done.attempted, done.more) == (0, False)
+
+
+async def test_a_tick_goes_on_with_what_found_no_place_once_one_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        world.upstream.create_replies.extend([httpx.Response(503)] * 3)
+        for _ in range(3):
+            await world.generate()
+        world.clock.advance(2)
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+        world.upstream.create_replies.extend([hanging.reply] * 2)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        submitter = world.app.worker.submitter
+        while not submitter.has_left_out:
+            await world.get("/v1/events")
+        hanging.release()
+        done = await tick
+        assert (done.submitted, done.more) == (3, False)
