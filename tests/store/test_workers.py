@@ -325,6 +325,7 @@ async def test_a_tick_that_lacks_a_shard_says_that_more_may_be_due(tmp_path: Pat
         await other.start(worker=False)
         assert await other.worker.ownership.acquire({7})
         assert (await world.app.worker.tick(60)).more
+        await other.worker.ownership.release()
         await other.stop()
         assert not (await world.app.worker.tick(60)).more
 
