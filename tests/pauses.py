@@ -1,11 +1,11 @@
 """A plugin of pytest: random pauses at the database and at subscribers, and rows in random order.
 
-Tests, and code, that rely on who comes first fail with it. pytest-randomly seeds it anew for each
-test, so the seed that pytest prints repeats the pauses, too.
+Tests, and code, that rely on who comes first fail with it. The seed that pytest prints repeats the
+pauses of each test, too.
 """
 
 import asyncio
-import random  # noqa: TID251  pytest-randomly seeds it for each test
+import random  # noqa: TID251  it has a seed
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
@@ -22,11 +22,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 TURNS_MAX = 8  # Of the event loop.
 PAUSE_SECONDS_MAX = 0.003
+_random = random.Random()  # Not the module's own, which Hypothesis must be able to repeat.
 
 
 async def pause() -> None:
     """Let others come first: half of the times for some turns of the loop, else for some time."""
-    chance = random.random()
+    chance = _random.random()
     if chance < 0.5:
         for _ in range(round(2 * chance * TURNS_MAX)):
             await asyncio.sleep(0)  # noqa: TID251  it waits for no time
@@ -54,10 +55,15 @@ def shuffle_unordered_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fetch_shuffled(tx: Transaction, name: str, /, **values: object) -> list[Row]:
         rows = list(await fetch(tx, name, **values))
         if not engine.is_ordered(name):
-            random.shuffle(rows)
+            _random.shuffle(rows)
         return rows
 
     monkeypatch.setattr(Transaction, "all", fetch_shuffled)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin the pauses of a test anew."""
+    _random.seed(f"{item.config.getoption('randomly_seed')} {item.nodeid}")
 
 
 def pytest_configure() -> None:

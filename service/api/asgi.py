@@ -70,6 +70,9 @@ def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, A
 async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size, held_bytes, is_complete = 0, 0, False
+    # Before it is received: to receive is to ask for it, if the client expects 100 (Continue).
+    if _read_content_length(scope) > bytes_max:
+        raise _too_large(bytes_max)
     try:
         while not is_complete:
             message = await receive()
@@ -78,15 +81,18 @@ async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             is_complete = not message.get("more_body")
-            announced = 0 if is_complete else _read_content_length(scope)
-            if size > bytes_max or announced > bytes_max:
-                raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
+            if size > bytes_max:
+                raise _too_large(bytes_max)
             if not is_complete:
                 held_bytes = _arriving.hold(held_bytes, size)
     finally:
         if held_bytes:
             _arriving.hold(held_bytes, 0)
     return b"".join(parts)
+
+
+def _too_large(bytes_max: int) -> Problem:
+    return Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
 
 
 class _Arriving:

@@ -153,12 +153,13 @@ async def get(call: Call) -> Answer:
     loop, id_ = asyncio.get_running_loop(), call.path["id"]
     ends_at = loop.time() + seconds
     ended = call.context.waiters.setdefault(id_, asyncio.Event())
+    is_there = True
     while True:
         generation = await call.database.read(_get, call)
-        is_over = loop.time() >= ends_at or call.context.stopping.is_set()
+        is_over = loop.time() >= ends_at or call.context.stopping.is_set() or not is_there
         if generation.is_terminal or is_over:
             return answer(generation.view())
-        await wait_for_end(call.context, ended, ends_at, call.receive)
+        is_there = await wait_for_end(call.context, ended, ends_at, call.receive)
         await call.database.read(_require_live_key, call)
 
 

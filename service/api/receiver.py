@@ -1,5 +1,6 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
+import asyncio
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api import signatures
 from service.api.asgi import NOSNIFF, DisconnectedError, read_body, send_problem
-from service.api.problem import Problem, internal_error, unavailable
+from service.api.problem import Problem, internal_error, stopping, unavailable
 from service.api.signatures import SignatureError
 from service.context import UPSTREAM, Context
 from service.generations import ingest, proofs
@@ -72,30 +73,33 @@ class Receiver:
         except Problem as error:
             await send_problem(send, error, request_id)
         except StorageError as error:
-            metrics.callbacks.add(1, "not_stored")
-            _log.error("callback.not_stored", error=str(error), request_id=request_id)
-            await send_problem(send, unavailable("The callback was not stored."), request_id)
+            problem = unavailable("The callback was not stored.")
+            await _answer_not_stored(send, problem, request_id, str(error))
         except DisconnectedError:
             return
+        except asyncio.CancelledError:
+            if not self._context.stopping.is_set():
+                raise
+            await _answer_not_stored(send, stopping(), request_id, "the process stops")
         except Exception:  # noqa: BLE001  upstream sends the callback again after a 500
             metrics.callbacks.add(1, "not_stored")
             _log.exception("callback.failed", request_id=request_id)
             await send_problem(send, internal_error(), request_id)
         else:
             metrics.callbacks.add(1, stored.verdict if stored.is_kept else "not_kept")
-            if self._drive is not None:
-                await self._drive(arrival.generation_id)
+            await self._do_due_work(arrival.generation_id)
             await _answer_ok(send, request_id, is_kept=bool(stored.is_kept))
-            _log.info(
-                "callback",
-                callback_id=arrival.id,
-                generation_id=arrival.generation_id,
-                verdict=stored.verdict,
-                kept=stored.is_kept,
-                trust=arrival.trust,
-                bytes=len(arrival.body),
-                request_id=request_id,
-            )
+            _log_stored(arrival, stored, request_id)
+
+    async def _do_due_work(self, generation_id: str) -> None:
+        """Drive, where no worker runs. The callback is stored, though a stop cuts this off."""
+        if self._drive is None:
+            return
+        try:
+            await self._drive(generation_id)
+        except asyncio.CancelledError:
+            if not self._context.stopping.is_set():
+                raise
 
     async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
         """Complete the arrival; Problem if its token, size, duration or signature is refused."""
@@ -136,8 +140,7 @@ class Receiver:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
-            if (drive := self._drive) is not None:
-                await drive(arrival.generation_id)
+            await self._do_due_work(arrival.generation_id)
         await self._reject(arrival, problem.code, problem)
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
@@ -213,6 +216,25 @@ def _is_readable(body: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError):
         return False
     return body.lstrip()[:1] in (b"{", b"[")
+
+
+def _log_stored(arrival: Arrival, stored: StoredCallback, request_id: str) -> None:
+    _log.info(
+        "callback",
+        callback_id=arrival.id,
+        generation_id=arrival.generation_id,
+        verdict=stored.verdict,
+        kept=stored.is_kept,
+        trust=arrival.trust,
+        bytes=len(arrival.body),
+        request_id=request_id,
+    )
+
+
+async def _answer_not_stored(send: Send, problem: Problem, request_id: str, error: str) -> None:
+    metrics.callbacks.add(1, "not_stored")
+    _log.error("callback.not_stored", error=error, request_id=request_id)
+    await send_problem(send, problem, request_id)
 
 
 async def _answer_ok(send: Send, request_id: str, *, is_kept: bool) -> None:

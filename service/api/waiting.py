@@ -8,7 +8,6 @@ from typing import Any
 
 from starlette.types import Receive
 
-from service.api.asgi import DisconnectedError
 from service.context import Context, wait_for
 from service.store import generations
 from service.telemetry import log
@@ -20,10 +19,11 @@ LOOK_MAX = 500  # Generations in one read.
 
 async def wait_for_end(
     context: Context, ended: asyncio.Event, ends_at: float, receive: Receive
-) -> None:
+) -> bool:
     """Wait until the generation of `ended` has ended, until `ends_at`, or until the process stops.
 
-    `ended` is the generation's entry in `context.waiters`. DisconnectedError if the client hung up.
+    Return False if the client hung up first. It may have closed only its sending half, so it still
+    gets an answer. `ended` is the generation's entry in `context.waiters`.
     """
     if context.watching is None or context.watching.done():
         context.watching = asyncio.create_task(_look_for_all(context), name="long polls")
@@ -37,8 +37,7 @@ async def wait_for_end(
     finally:
         end.cancel()
         hang_up.cancel()
-    if hang_up.done() and not ended.is_set():
-        raise DisconnectedError
+    return ended.is_set() or not hang_up.done()
 
 
 async def _wait_for_hang_up(receive: Receive) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 import httptools
 
 from service.cli.flow import Flow
-from service.cli.heads import HEAD_BYTES, LINES_MAX, SLICE_BYTES, is_one_request, read_body_length
+from service.cli.hang_ups import serve
+from service.cli.heads import (
+    EMPTY_LINE,
+    HEAD_BYTES,
+    LINES_MAX,
+    SLICE_BYTES,
+    find_empty_line,
+    is_one_request,
+    read_body_length,
+)
 from service.cli.outgoing import Outgoing
 from service.cli.readers import Reader
 from service.cli.refusals import disconnect, refuse
@@ -22,12 +31,12 @@ from service.cli.turns import Turns
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
 UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends the connection.
+PARTS_MAX = 64  # Of bodies and heads that are parsed in one round of the loop.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
 LINGERS_MAX = 10
 REFUSED_MAX = 32  # Connections too many that are answered; each keeps its descriptor meanwhile.
 
-_EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
 
 
@@ -102,6 +111,8 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection while requests of a client that sends no more are answered."""
         self._is_half_closed = True
+        if self._active is not None:
+            self._active.message_event.set()  # It may wait for its client to hang up.
         self._outgoing.flush()  # The transport closes, unless a request is answered.
         return self.flow.awaited != "body" and not self._head and self._is_answering()
 
@@ -127,11 +138,14 @@ class Protocol(HttpToolsProtocol):
         self._framing_bytes, self._last_bytes = 0, b""
         self._body_left = read_body_length(self.headers, self.parser.get_http_version())
         super().on_headers_complete()  # It raises an error if the target is not valid.
+        self.headers = []  # Trailers of a body are no headers of the request: RFC 9110, 6.5.1.
         self._expect("body")
         self.cycle.transport = self._outgoing  # type: ignore[assignment]  # it is what cycles use
         self._keep_alive = self.cycle.keep_alive
-        # An answer that begins before much of a body has come ends the connection, and says so.
-        if self._body_left is None or self._body_left > UNWANTED_BYTES_MAX:
+        # An answer that begins before a body has come ends the connection, and says so, if the body
+        # is large, or if the client may not send it once it has the answer (RFC 9110, 10.1.1).
+        is_large = self._body_left is None or self._body_left > UNWANTED_BYTES_MAX
+        if is_large or self.expect_100_continue:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -187,7 +201,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
-        self._turns.take(super()._start_asgi_task, cycle, app)
+        served = partial(serve, app, lambda: self._is_half_closed)
+        self._turns.take(super()._start_asgi_task, cycle, served)
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (
@@ -196,8 +211,10 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse what may be parsed in this round; the rest waits for the next, or for answers."""
-        planned_bytes = max(len(self._unparsed) - SLICE_BYTES, 0)
+        planned_bytes, parts = max(len(self._unparsed) - SLICE_BYTES, 0), 0
         while len(self._unparsed) > planned_bytes and len(self.pipeline) < AHEAD_MAX:
+            if (parts := parts + 1) > PARTS_MAX:
+                break
             if self.flow.awaited == "body":
                 self._feed(self._take_body())
             elif head := self._take_head():
@@ -233,10 +250,8 @@ class Protocol(HttpToolsProtocol):
     def _take_body(self) -> bytes:
         """Return the next part of a body, but nothing of the request that may follow it."""
         size = min(SLICE_BYTES, self._body_left or SLICE_BYTES)
-        if self._body_left is None and (
-            end := _EMPTY_LINE.search(self._last_bytes + self._unparsed[:size])
-        ):
-            size = end.end() - len(self._last_bytes)
+        if self._body_left is None:
+            size = find_empty_line(self._last_bytes, self._unparsed, size)
         data = bytes(self._unparsed[:size])
         assert data, "a part without a byte would be taken for ever"
         del self._unparsed[:size]
@@ -254,7 +269,7 @@ class Protocol(HttpToolsProtocol):
         searched_from = max(0, len(self._head) - 2)
         self._head += self._unparsed
         self._unparsed.clear()
-        end = _EMPTY_LINE.search(self._head, searched_from)
+        end = EMPTY_LINE.search(self._head, searched_from)
         size = len(self._head) if end is None else end.end()
         if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > LINES_MAX:
             self._refuse(431)

@@ -1,4 +1,4 @@
-"""Heads of requests: whether the parser may have one at once, and how long its body is."""
+"""Heads of requests, and ends of chunked bodies: how much the parser may have at once."""
 
 import re
 
@@ -6,6 +6,7 @@ HEAD_BYTES = 64 * 1024
 HEADERS_MAX = 256  # Each one takes many times its bytes in memory.
 LINES_MAX = HEADERS_MAX + 2  # Of a head, with its first line and the empty one.
 SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the loop.
+EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 
@@ -25,6 +26,18 @@ def is_one_request(data: bytes) -> bool:
         return False
     length = _LENGTH.match(head, max(head.find(b"\ncontent-length:"), 0))
     return len(data) <= size + (int(length[1]) if length else 0)
+
+
+def find_empty_line(before: bytes, data: bytearray, size: int) -> int:
+    """Return where the first empty line in `data` ends, or `size` if none ends before.
+
+    before: the last two bytes that came before. A body may have such a line at each byte, so the
+    search copies nothing of `data`.
+    """
+    if joint := EMPTY_LINE.search(before + data[:2]):
+        return joint.end() - len(before)
+    inside = EMPTY_LINE.search(data, 0, size)
+    return inside.end() if inside else size
 
 
 def read_body_length(headers: list[tuple[bytes, bytes]], version: str) -> int | None:

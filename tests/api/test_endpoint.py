@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from service.api import asgi
+from service.api.problem import Problem
 from service.telemetry import metrics
 from tests.harness import ADMIN_KEY, Harness, opened
 
@@ -93,6 +94,16 @@ async def test_a_body_that_is_there_already_needs_no_timer(
             patched.setattr(asgi, "_go_on", None)
             await world.generate()
             assert (await world.call_back()).status_code == 200
+
+
+async def test_a_body_whose_length_is_too_large_is_not_asked_for() -> None:
+    async def receive() -> Any:
+        raise AssertionError  # A client that expects 100 (Continue) would send it.
+
+    scope = {"type": "http", "headers": [(b"content-length", b"11")]}
+    with pytest.raises(Problem) as refused:
+        await asgi.read_body(scope, receive, 10, 30)
+    assert refused.value.status == 413
 
 
 async def test_a_server_that_cancels_a_waiting_request_ends_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from service import right
 from service.cli.stopping import Stop
 from service.model.errors import StorageError
 from service.upstream import wire
+from tests.faults import rows
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, delivery, queue_answers, tick_until_asked
 
@@ -216,6 +218,47 @@ async def test_a_stop_closes_the_database_whatever_else_cannot_be_closed(
         with pytest.raises(StorageError, match="closed"):
             world.app.database.write(None)
         await world.app.start(worker=False)
+
+
+@pytest.mark.parametrize("edge", ["its body arrives", "it is stored", "its work is done"])
+async def test_a_callback_that_a_stop_cancels_is_answered_so_that_it_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    waits, answers = asyncio.Event(), list[Any]()
+
+    async def hang(*_: object, **__: object) -> Any:
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        if edge == "its body arrives":
+            await hang()
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    async with opened(tmp_path) as world:
+        await world.generate()
+        if edge == "it is stored":
+            monkeypatch.setattr(world.app.database, "write_batched", hang)
+        if edge == "its work is done":
+            monkeypatch.setattr(world.app._receiver, "_drive", hang)
+        path = urlsplit(world.upstream.callback_url()).path
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+        request = asyncio.create_task(world.app(scope, receive, send))
+        await waits.wait()
+        world.app.begin_stop()
+        request.cancel()  # As the server does at the deadline.
+        await request
+        stored = (await rows(world, "SELECT count(*) AS count FROM callbacks"))[0]["count"]
+    headers = dict(answers[0]["headers"])
+    assert headers[b"x-request-id"].startswith(b"req_")
+    if edge == "its work is done":  # It is stored, and a tick or another process does the work.
+        assert (answers[0]["status"], stored) == (200, 1)
+    else:
+        assert (answers[0]["status"], stored) == (503, 0)
+        assert headers[b"retry-after"] == b"1"
 
 
 async def test_a_stopped_application_can_start_again(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def test_a_client_that_hangs_up_holds_nothing(tmp_path: Path) -> None:
         messages.put_nowait({"type": "http.disconnect"})
         async with asyncio.timeout(10):
             await request
-        assert answers[0]["status"] == 499
+        assert answers[0]["status"] == 200  # It may have closed only its sending half.
         assert not world.app.context.waiters
 
 

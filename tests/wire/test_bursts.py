@@ -245,6 +245,31 @@ async def test_no_round_parses_more_of_a_connection_than_a_slice(
     assert max(fed) <= 2 * heads.SLICE_BYTES
 
 
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_no_round_parses_many_parts_though_a_body_has_an_empty_line_at_each_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fed: list[int] = []
+    parse, feed = entrance.Protocol._parse, entrance.Protocol._feed
+
+    def begin(self: entrance.Protocol) -> None:
+        fed.append(0)
+        parse(self)
+
+    def count(self: entrance.Protocol, data: bytes) -> None:
+        fed[-1] += 1
+        feed(self, data)
+
+    monkeypatch.setattr(entrance.Protocol, "_parse", begin)
+    monkeypatch.setattr(entrance.Protocol, "_feed", count)
+    size = 5_000
+    async with serving() as port:
+        body = b"%x\r\n" % size + b"\n" * size + b"\r\n0\r\n\r\n"
+        assert texts(await answer_to(port, CHUNKED + body)) == [f"POST /a {size}"]
+    assert max(fed) <= entrance.PARTS_MAX
+    assert sum(fed) > size
+
+
 async def test_a_body_in_tiny_chunks_is_handed_over_in_few_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -377,6 +377,46 @@ async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     assert line["level"] == "info"  # As docs/operations.md says: a stranger's mistake is no alarm.
 
 
+async def echo_headers(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the names of the headers, once the body has come."""
+    while (await receive())["more_body"]:
+        pass
+    text = b" ".join(name for name, _ in scope["headers"])
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+@pytest.mark.parametrize("cut", [0, 60, -20])
+async def test_trailers_of_a_body_are_no_headers_of_the_request(cut: int) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"
+    request = head + b"\r\n1\r\nx\r\n0\r\nAuthorization: Bearer a\r\nX-Request-Id: b\r\n\r\n"
+    async with serving(echo_headers) as port:
+        answer = await answer_to(port, request[:cut], request[cut:])
+    assert answer.partition(b"\r\n\r\n")[2] == b"host transfer-encoding connection"
+
+
+async def refuse_at_once(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def test_a_client_that_may_keep_its_body_back_is_told_that_the_connection_ends() -> None:
+    request = post("/a", b"{}", more=b"Expect: 100-continue\r\n", close=False)
+    async with serving(refuse_at_once) as port:
+        answer = await answer_to(port, request.removesuffix(b"{}"))  # The server closes.
+    assert status_of(answer) == 401
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+async def test_a_client_that_is_told_to_go_on_keeps_its_connection() -> None:
+    request = post("/a", b"{}", more=b"Expect: 100-continue\r\n", close=False)
+    async with serving() as port:
+        answer = await answer_to(port, request, post("/b", b""))
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert texts(answer)[1:] == ["POST /a 2", "POST /b 0"]
+
+
 async def test_a_body_that_is_late_is_refused_with_the_requests_own_id() -> None:
     sent = post("/", b"{}", more=b"X-Request-Id: my-own\r\n")[:-1]
     async with serving(body_seconds=0.1) as port:
@@ -424,7 +464,7 @@ def encoded(requests: Sequence[tuple[bytes, str, bytes]]) -> bytes:
         else:
             parts = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
             stream += head + b"Transfer-Encoding: chunked\r\n" + more + ending + b"\r\n" + parts
-            stream += b"0\r\n\r\n"
+            stream += b"0\r\n" + (b"X-Trailer: x\r\n" if more else b"") + b"\r\n"
     return stream
 
 
