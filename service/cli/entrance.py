@@ -31,6 +31,7 @@ from service.cli.turns import Turns
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
 UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends the connection.
+BODY_GRACE_SECONDS = 10.0  # So long the application, which gives up first, may take to record it.
 PARTS_MAX = 64  # Of bodies and heads that are parsed in one round of the loop.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
@@ -63,7 +64,8 @@ class Protocol(HttpToolsProtocol):
         self._parts: list[bytes] = []
         self.on_body = self._parts.append  # type: ignore[assignment,method-assign]
         super().__init__(*args, **kwargs)
-        self._seconds = {"head": head_seconds, "body": body_seconds}
+        self._seconds = {"head": head_seconds, "body": body_seconds + BODY_GRACE_SECONDS}
+        self._read_seconds = body_seconds
         self._connections_max = connections_max
         self._turns = turns
         self._slow_readers = slow_readers
@@ -86,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         self.flow = Flow(transport, self._seconds, partial(self._refuse, 408))
         self.flow.expect("head")
         self._outgoing = Outgoing(transport, self.loop, self._close)
-        self._reader = Reader(self._outgoing, self._seconds["body"], self._slow_readers)
+        self._reader = Reader(self._outgoing, self._read_seconds, self._slow_readers)
         if getattr(self.server_state, "is_ending", False):
             self.shutdown()
         over = len(self.connections) - self._connections_max
@@ -136,7 +138,9 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = read_body_length(self.headers, self.parser.get_http_version())
+        version = self.parser.get_http_version()
+        self._body_left = read_body_length(self.headers, version)
+        self.expect_100_continue = self.expect_100_continue and version != "1.0"
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self.headers = []  # Trailers of a body are no headers of the request: RFC 9110, 6.5.1.
         self._expect("body")

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
-# The application, which reads most bodies, gives up a late one first: it knows what to record.
-BODY_GRACE_SECONDS = 1.0
 MEMORY_SECONDS = 1.0  # The first answer does not wait for it.
 
 _log = log.get()
@@ -113,7 +111,7 @@ def new_server(
     protocol = partial(
         entrance.Protocol,
         head_seconds=limits.head_seconds,
-        body_seconds=limits.body_seconds + BODY_GRACE_SECONDS,
+        body_seconds=limits.body_seconds,
         connections_max=limits.connections_max,
         turns=Turns(),
         slow_readers={},

@@ -37,8 +37,16 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(app: Any = echo, **options: Any) -> AsyncIterator[int]:
-    """Serve the application; yields the port."""
+async def serving(app: Any = echo, *, grace: float = 0, **options: Any) -> AsyncIterator[int]:
+    """Serve the application, with so much more time for bodies; yields the port."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entrance, "BODY_GRACE_SECONDS", grace)
+        async with _serving(app, **options) as port:
+            yield port
+
+
+@asynccontextmanager
+async def _serving(app: Any, **options: Any) -> AsyncIterator[int]:
     sock = server.bind("127.0.0.1", 0)
     running = server.new_server(app, lifespan="off", settings=Settings(**options))
     task = asyncio.create_task(running.serve(sockets=[sock]))
@@ -407,6 +415,13 @@ async def test_a_client_that_may_keep_its_body_back_is_told_that_the_connection_
         answer = await answer_to(port, request.removesuffix(b"{}"))  # The server closes.
     assert status_of(answer) == 401
     assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+async def test_a_client_of_http_1_0_is_not_told_to_go_on() -> None:
+    request = b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}"
+    async with serving() as port:
+        answer = await answer_to(port, request)
+    assert (status_of(answer), texts(answer)) == (200, ["POST /a 2"])
 
 
 async def test_a_client_that_is_told_to_go_on_keeps_its_connection() -> None:

@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.cli import server
 from tests.harness import ADMIN_KEY, opened
 from tests.logs import Console
 from tests.wire.test_entrance import answer_to, post, serving, status_of, texts
@@ -65,15 +64,14 @@ async def test_a_long_poll_of_a_client_that_sends_no_more_gets_the_generation_as
 
 
 async def test_a_late_body_is_refused_once_by_who_reads_it(
-    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, console: Console
 ) -> None:
-    monkeypatch.setattr(server, "BODY_GRACE_SECONDS", 60)
     async with opened(tmp_path, body_seconds=0.05) as world:
         await world.generate()
         console.configure("info")
         target = urlsplit(world.upstream.callback_url()).path
         key = f"Authorization: Bearer {ADMIN_KEY}\r\n".encode()
-        async with serving(world.app, body_seconds=0.05) as port:
+        async with serving(world.app, grace=60, body_seconds=0.05) as port:
             late = await answer_to(port, post("/v1/subscribers", b"{}", more=key)[:-1])
             callback = await answer_to(port, post(target, b"{}")[:-1])
     assert (status_of(late), status_of(callback)) == (408, 408)
