@@ -90,7 +90,6 @@ class Rounds:
         await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
         is_settled = settling.done()
         settling.cancel()
-        due_times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
         is_due = any(at is not None and at <= clock() for at in due_times)
         submitter = self._right.submitter
         # A step that has failed does not take the room.

@@ -217,8 +217,6 @@ class Submitter:
         )
         self.stuck.put_all(choice.unreadable, now)
         self.budget.note(paused_until, now)
-        if full and not due and not await self._has_due(now):
-            self._left_out = full = []  # They have their share, and nothing waits for more.
         if not (due or full):
             self._forget_unplaced(unplaced)
         if due and self.budget.is_paused(now):  # One submission a minute goes through.
@@ -241,12 +239,6 @@ class Submitter:
                     self._give_back(generation.tenant)
         self.repeated |= {self._submit(generation) for generation in claimed.values()}
         return len(claimed), now
-
-    async def _has_due(self, now: int) -> bool:
-        """Return whether a submission of any tenant is due."""
-        without = self.stuck.ids(now)
-        at = await self.context.database.read(generations.next_due, "submit", (), without)
-        return at is not None and at <= now
 
     def _forget_unplaced(self, unplaced: dict[int, str]) -> None:
         """Nothing was due in the shards held here: forget those that had no newer one since."""

@@ -6,10 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.context import Context
 from service.delivery import loading
-from service.delivery.lanes import Lane
-from service.delivery.receivers import Receivers
 from service.generations import submit
 from service.model.errors import StorageError
 from tests.faults import DelayedAnswer, rows
@@ -132,50 +129,6 @@ async def test_a_tick_reads_a_lane_again_that_could_not_be_read(
         await fail_the_next_read(world, monkeypatch, StorageError("disk I/O error"), 1)
         done = await world.app.worker.tick(60)
         assert (done.attempted, done.more) == (1, False)
-
-
-async def test_a_tick_reads_a_lane_again_though_another_receiver_hung_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await until_nothing_is_due(world)
-        gate = Gate()
-        queue_answers(world, gate)
-        await world.subscribe(SUBSCRIBER_URL, event_types=["generation.submitted"])
-        other = await world.subscribe(f"{SUBSCRIBER_URL}2", event_types=["generation.submitted"])
-        await world.generate()
-        load, failed = loading.load, asyncio.Event()
-
-        async def fail_once(context: Context, receivers: Receivers, lane: Lane) -> None:
-            if lane.subscriber_id == other["id"] and not failed.is_set():
-                failed.set()
-                raise StorageError("disk I/O error")
-            await load(context, receivers, lane)
-
-        monkeypatch.setattr(loading, "load", fail_once)
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        await failed.wait()
-        await gate.wait_for(1)
-        world.clock.advance(2)
-        gate.is_open.set()
-        done = await tick
-        assert (done.attempted, done.more) == (2, False)
-
-
-async def test_a_tick_says_nothing_is_due_though_a_tenant_has_all_its_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
-        await until_nothing_is_due(world)
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.extend([hanging.reply] * 2)
-        creating = [asyncio.create_task(world.generate()) for _ in range(2)]
-        while world.app.worker.submitter.places.taken < 2:
-            await world.get("/v1/events")
-        assert not (await world.app.worker.tick(60)).more
-        hanging.release()
-        await asyncio.gather(*creating)
 
 
 async def test_a_lane_that_cannot_be_worked_makes_nobody_call_for_tick_after_tick(
