@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from service.delivery.loading import held_up_until
+from service.delivery.lanes import held_up_until
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.right import Right
 from service.session import Session, Step, log_failure
 
-# How long a tick waits for deliveries that are held up, as long as it sends attempts.
+# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
 HELD_UP_SECONDS_MAX = 1.0
 ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 
@@ -47,7 +47,6 @@ class Rounds:
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds() if self._is_tick else None
             more = is_due or bool(self._failed) or held_up_seconds is not None
-            more = more or (self._is_tick and self._right.submitter.has_left_out)
             if requested.is_set() or self.is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
@@ -64,7 +63,7 @@ class Rounds:
         return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
 
     def _held_up_seconds(self) -> float | None:
-        """Return for how long due deliveries are held up, as by a rate; None if none are."""
+        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
         now = self._right.context.clock()
         until = held_up_until(self._session.dispatcher.lanes.values(), now)
         return None if until is None else (until - now) / SECOND
@@ -91,10 +90,7 @@ class Rounds:
         is_settled = settling.done()
         settling.cancel()
         is_due = any(at is not None and at <= clock() for at in due_times)
-        submitter = self._right.submitter
-        # A step that has failed does not take the room.
-        has_room_again = submitter.has_room_again and not self._failed
-        return is_due or bool(submitter.repeated) or has_room_again, is_settled
+        return is_due or bool(self._right.submitter.repeated), is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
         """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""

@@ -96,7 +96,7 @@ class Session:
         it takes seconds.
         """
         self._processes_alternate = is_in_turn
-        self.ownership.busy, self.ownership.on_new = self._busy, self._begin_anew
+        self.ownership.busy = self._busy
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -149,11 +149,6 @@ class Session:
         if before - self._shards:
             drop_lost(self.dispatcher.lanes, self.context.database.holds)
         return bool(self._shards - before)
-
-    def _begin_anew(self, shards: frozenset[int]) -> None:
-        """Forget the lanes of shards that may have been lost since the last `_follow_shards`."""
-        self._shards -= shards
-        drop_lost(self.dispatcher.lanes, lambda id_: shard_of(id_) not in shards)
 
     def debt_seconds(self) -> float:
         """Return for how long to keep the right to work, so that all turns keep the poll rate."""

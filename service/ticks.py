@@ -23,7 +23,7 @@ HEARD_SECONDS = 0.1  # After a commit, until the holder of its shards has the no
 
 
 class WorkCounts(msgspec.Struct):
-    """How many rows a tick worked on; `more` if rows are still due, or may be."""
+    """How many rows a tick worked on; `more` if rows are still due."""
 
     submitted: int = 0
     polled: int = 0
@@ -96,18 +96,13 @@ class Ticks:
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
             finally:
                 counts = session.end_tick()
-                held, lacks = self._right.ownership.locked, self._lacks_shards()
-        more = more or lacks  # Nobody may work on what is due in a shard of others.
+                held = self._right.ownership.locked
         if not more and not self._right.ownership.is_held:  # Else the rest of it looks.
             try:
                 more = await self._right.others_committed(held)
             except StorageError:  # What the tick has done is counted all the same.
                 more = True
         return WorkCounts(**counts, more=more)
-
-    def _lacks_shards(self) -> bool:
-        """Return whether a tick cannot see all due work; beside loops, the workers see the rest."""
-        return not self._right.has_loops and self._right.ownership.shards != ALL
 
     async def _take_up(self) -> asyncio.Event | None:
         """Let a tick work for the requests that wait now; return the event to set after its turn.

@@ -23,7 +23,6 @@ from service.model.generation import Generation, NewGeneration
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
-from service.store.shards import shard_of
 from service.telemetry import log
 from service.upstream.callback_url import new_nonce
 
@@ -92,9 +91,6 @@ class Submitter:
         self.places = Places(PLACES)
         self.stuck = Stuck()
         self._last_tenant = ""  # The tenant behind it has the next turn.
-        self._left_out: list[str] = []  # Tenants without a place when `run_due` last looked.
-        # The latest generation of each shard that was accepted without a place.
-        self._unplaced: dict[int, str] = {}
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
@@ -120,8 +116,6 @@ class Submitter:
             if has_place:
                 self._give_back(tenant)
             raise
-        if not has_place:
-            self._unplaced[shard_of(generation_id)] = generation_id
         is_sending = has_place and generation.submission == "sending"
         if has_place and not is_sending:
             self._give_back(tenant)
@@ -174,17 +168,6 @@ class Submitter:
     def _give_back(self, tenant: str) -> None:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
-        self.context.elsewhere.update(self._unplaced)  # For the drive that may follow.
-
-    @property
-    def has_left_out(self) -> bool:
-        """Whether due generations may wait because their tenant found no place."""
-        return bool(self._left_out)
-
-    @property
-    def has_room_again(self) -> bool:
-        """Whether a place was given back for which due generations may wait."""
-        return any(map(self.places.has_room, self._left_out))
 
     async def _mark(
         self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
@@ -207,18 +190,16 @@ class Submitter:
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Repeat due submissions that were put off; return how many, and the next due time."""
-        places, full, unplaced = self.places, self.places.full(), {**self._unplaced}
-        self._left_out = full
+        places = self.places
         if places.free <= 0:
             return 0, None  # The next place that is given back sets the signal.
+        full = places.full()
         choice = generations.Choice(places.free, tenants=full, without=self.stuck.ids(now))
         due, next_at, paused_until = await self.context.database.read(
             _read_due, choice, self._last_tenant
         )
         self.stuck.put_all(choice.unreadable, now)
         self.budget.note(paused_until, now)
-        if not (due or full):
-            self._forget_unplaced(unplaced)
         if due and self.budget.is_paused(now):  # One submission a minute goes through.
             if now < (probe_at := self.budget.probe_at("submission", now)):
                 return 0, probe_at
@@ -239,12 +220,6 @@ class Submitter:
                     self._give_back(generation.tenant)
         self.repeated |= {self._submit(generation) for generation in claimed.values()}
         return len(claimed), now
-
-    def _forget_unplaced(self, unplaced: dict[int, str]) -> None:
-        """Nothing was due in the shards held here: forget those that had no newer one since."""
-        for shard, id_ in unplaced.items():
-            if self._unplaced.get(shard) == id_ and self.context.database.holds(id_):
-                del self._unplaced[shard]
 
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.

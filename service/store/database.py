@@ -167,9 +167,6 @@ class Ownership(Protocol):
 
     # The session sets it. It returns the shards with requests under way, which are not given up.
     busy: Callable[[], Collection[int]]
-    # The session sets it. It is called with shards before work on them may start here, or start
-    # again: others may have worked on them meanwhile.
-    on_new: Callable[[frozenset[int]], None]
 
     @property
     def name(self) -> str:

@@ -11,19 +11,16 @@ import httpx
 import pytest
 
 from service.app import App
-from service.generations import submit
 from service.generations.budget import Budget
 from service.model.errors import StorageError
 from service.session import Session
 from service.store import questions
 from service.store.postgres import notices
 from service.store.shards import shard_of
-from tests.faults import DelayedAnswer, rows
 from tests.harness import (
     SUBSCRIBER_URL,
     Harness,
     RunningClock,
-    create_answer,
     opened,
     settings,
     started,
@@ -421,31 +418,6 @@ async def test_who_let_go_late_looks_again_for_those_who_were_refused(tmp_path: 
         await driving(world.app)
         assert world.upstream.polls == ["task1"]
         assert not works(world.app)
-
-
-async def test_what_found_no_place_is_submitted_by_drives_of_those_who_had_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
-    async with driven(tmp_path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.extend([hanging.reply] * 2)
-        submitter = world.app.worker.submitter
-        creating = [asyncio.create_task(world.generate()) for _ in range(2)]
-        while submitter.places.taken < 2:
-            await world.get("/v1/events")
-        for _ in range(7):
-            await world.generate()
-        await driving(world.app)
-        assert (await world.app.worker.tick(60)).more
-        assert len(world.upstream.creates) == 2
-        hanging.release()
-        await asyncio.gather(*creating)
-        await driving(world.app)
-        found = await rows(world, "SELECT submission FROM generations")
-        assert {row["submission"] for row in found} == {"taken"}
-        assert len(world.upstream.creates) == 9
-        assert not submitter._unplaced
 
 
 async def until_told(world: Harness) -> None:

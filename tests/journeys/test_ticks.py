@@ -4,13 +4,9 @@ import asyncio
 from pathlib import Path
 
 import httpx
-import pytest
 
-from service.delivery import loading
-from service.generations import submit
-from service.model.errors import StorageError
 from tests.faults import DelayedAnswer, rows
-from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
+from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 from tests.journeys.gates import Gate, deliveries, queue_answers
 
 
@@ -91,71 +87,3 @@ async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_p
         assert not (await worker.tick(60)).more
         [row] = await rows(world, "SELECT status FROM generations")
         assert row["status"] == "succeeded"
-
-
-async def fail_the_next_read(
-    world: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, seconds: float = 0
-) -> None:
-    """Let the first read of a lane fail; `seconds` of the clock pass soon afterwards."""
-    await until_nothing_is_due(world)
-    await world.subscribe(SUBSCRIBER_URL)
-    await world.generate()
-    load = loading.load
-
-    async def fail_once(*_: object) -> None:
-        monkeypatch.setattr(loading, "load", load)
-        asyncio.get_running_loop().call_later(0.01, world.clock.advance, seconds)
-        raise error
-
-    monkeypatch.setattr(loading, "load", fail_once)
-
-
-async def test_a_tick_says_that_more_is_due_where_a_lane_could_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await fail_the_next_read(world, monkeypatch, StorageError("disk I/O error"))
-        first = await world.app.worker.tick(60)
-        assert (first.attempted, first.more) == (0, True)
-        world.clock.advance(1)
-        second = await world.app.worker.tick(60)
-        assert (second.attempted, second.more) == (1, False)
-
-
-async def test_a_tick_reads_a_lane_again_that_could_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await fail_the_next_read(world, monkeypatch, StorageError("disk I/O error"), 1)
-        done = await world.app.worker.tick(60)
-        assert (done.attempted, done.more) == (1, False)
-
-
-async def test_a_lane_that_cannot_be_worked_makes_nobody_call_for_tick_after_tick(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await fail_the_next_read(world, monkeypatch, ValueError("a secret is unreadable"))
-        done = await world.app.worker.tick(60)
-        assert (done.attempted, done.more) == (0, False)
-
-
-async def test_a_tick_goes_on_with_what_found_no_place_once_one_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
-    async with opened(tmp_path) as world:
-        await until_nothing_is_due(world)
-        world.upstream.create_replies.extend([httpx.Response(503)] * 3)
-        for _ in range(3):
-            await world.generate()
-        world.clock.advance(2)
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.extend([hanging.reply] * 2)
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        submitter = world.app.worker.submitter
-        while not submitter.has_left_out:
-            await world.get("/v1/events")
-        hanging.release()
-        done = await tick
-        assert (done.submitted, done.more) == (3, False)

@@ -175,19 +175,6 @@ async def test_shards_are_not_valid_for_long_after_the_last_beat(database: Datab
         assert (worker.shards, database.holds("sub_1")) == (ALL, True)
 
 
-async def test_shards_are_new_once_they_come_back_and_not_while_they_are_kept(
-    database: Database,
-) -> None:
-    clock, new = Seconds(), list[frozenset[int]]()
-    async with working(database, clock=clock) as worker:
-        worker.on_new = new.append
-        await worker.beat()
-        assert new == []
-        clock.now += ownership.VALID_SECONDS
-        await worker.beat()
-        assert new == [ALL]
-
-
 def test_shards_are_invalid_before_others_may_have_them() -> None:
     """As the service has it: the limits of the tests are others."""
     postgres = "service.store.postgres"

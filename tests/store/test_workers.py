@@ -11,17 +11,15 @@ import httpx
 import pytest
 
 from service.app import App
-from service.delivery.dispatch import Dispatcher
 from service.store import reseal
 from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
-from service.store.shards import ALL, NONE, shard_of
+from service.store.shards import ALL, shard_of
 from service.store.vault import Vault
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 from tests.journeys.gates import Counting, Gate, queue_answers
 from tests.journeys.test_drives import submit_without_a_drive
-from tests.journeys.test_ticks import until_nothing_is_due
 from tests.store.test_postgres import connected
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -85,46 +83,6 @@ async def test_workers_that_come_and_go_deliver_everything_once(tmp_path: Path) 
         sent = Counter((w.url, w.headers["webhook-id"]) for w in world.subscribers.webhooks)
         assert (len(sent), set(sent.values())) == (30 * len(URLS), {1})
         assert len(world.upstream.creates) == 30
-
-
-async def test_shards_that_go_and_come_back_during_one_look_repeat_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, public_url=None) as world:
-        for url in URLS:
-            await world.subscribe(url, event_types=["generation.submitted"], rate_per_second=0.1)
-        world.app.worker.start()
-        await until_shared(world, world.app)
-        mine, webhooks = world.app.worker.dispatcher, world.subscribers.webhooks
-        await world.generate()
-        await until(world, lambda: len(webhooks) == len(URLS))
-        await until(world, lambda: mine.is_settled)
-        for _ in range(2):  # Lanes hold these in memory: the rate lets none of them leave.
-            await world.generate()
-        scan = Dispatcher.scan
-        is_looking, may_go_on = asyncio.Event(), asyncio.Event()
-
-        async def scan_slowly(dispatcher: Dispatcher) -> int:
-            if dispatcher is mine:
-                is_looking.set()
-                await may_go_on.wait()
-            return await scan(dispatcher)
-
-        monkeypatch.setattr(Dispatcher, "scan", scan_slowly)
-        world.app.worker.session._look_at = 0
-        await is_looking.wait()
-        async with beside(world) as other:
-            await until_shared(world, world.app, other)
-            holds = world.app.database.holds
-            assert any(lane.waiting for id_, lane in mine.lanes.items() if not holds(id_))
-            world.clock.advance(10)
-            await until(world, lambda: len(webhooks) >= 2 * len(URLS))
-        await until_shared(world, world.app)
-        may_go_on.set()
-        world.clock.advance(10)
-        await until(world, lambda: len(webhooks) >= 3 * len(URLS))
-        sent = Counter((w.url, w.headers["webhook-id"]) for w in webhooks)
-        assert (len(sent), set(sent.values())) == (3 * len(URLS), {1})
 
 
 async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_path: Path) -> None:
@@ -316,42 +274,6 @@ async def test_a_request_is_not_answered_for_a_tick_that_lacks_its_shard(tmp_pat
         await tick
         await until(world, lambda: not worker.ownership.is_held)
         await other.stop()
-
-
-async def test_a_tick_that_lacks_a_shard_says_that_more_may_be_due(tmp_path: Path) -> None:
-    async with opened(tmp_path) as world:
-        await until_nothing_is_due(world)
-        other = world.new_app()
-        await other.start(worker=False)
-        assert await other.worker.ownership.acquire({7})
-        assert (await world.app.worker.tick(60)).more
-        await other.worker.ownership.release()
-        await other.stop()
-        assert not (await world.app.worker.tick(60)).more
-
-
-@pytest.mark.parametrize("how", ["lapsed", "terminated"])
-async def test_a_tick_that_loses_its_shards_says_that_more_may_be_due(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    async with opened(tmp_path) as world:
-        await until_nothing_is_due(world)
-        gate = Gate()
-        queue_answers(world, gate)
-        await world.subscribe(event_types=["generation.submitted"])
-        await world.generate()
-        worker = world.app.worker
-        tick = asyncio.create_task(worker.tick(60))
-        await gate.wait_for(1)
-        if how == "lapsed":  # As after beats that were late.
-            monkeypatch.setattr(ShardLocks, "shards", NONE)
-        else:
-            async with connected(world.app.database) as connection:
-                await connection.execute(END_OF_ALL, world.app.database.name)
-            await until(world, lambda: not worker.ownership.is_held)
-        gate.is_open.set()
-        done = await tick
-        assert (done.attempted, done.more) == (1, True)
 
 
 async def test_who_takes_the_first_shard_reseals_what_older_keys_sealed(

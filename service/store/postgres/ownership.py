@@ -43,7 +43,6 @@ class ShardLocks:
 
     def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
         self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
-        self.on_new: Callable[[frozenset[int]], None] = lambda _shards: None
         self._database = database
         self._clock = clock
         self._locks: locks.Locks | None = None
@@ -234,8 +233,6 @@ class ShardLocks:
 
     def _publish(self) -> None:
         shards = frozenset(self._locked - self._leaving)
-        if new := shards - self._database.holding.shards:
-            self.on_new(new)
         self._database.holding.put(shards, self._beat_at + VALID_SECONDS, self._clock)
 
     def _forget(self) -> None:

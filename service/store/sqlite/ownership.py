@@ -30,8 +30,6 @@ class FileLock:
         self.name = f"process {os.getpid()}"
         self.refusal: str | None = None
         self.busy: Callable[[], Collection[int]] = frozenset
-        # Never called: who loses the one lock begins a new session.
-        self.on_new: Callable[[frozenset[int]], None] = lambda _shards: None
 
     @property
     def shards(self) -> frozenset[int]:
