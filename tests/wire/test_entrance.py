@@ -22,6 +22,12 @@ LIMIT = heads.HEAD_BYTES
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
 
 
+async def send_text(send: Any, text: bytes) -> None:
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answer with the method, the path and the length of the body."""
     body, more = b"", True
@@ -31,9 +37,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
             return
         body, more = body + message["body"], message["more_body"]
     text = f"{scope['method']} {scope['path']} {len(body)};".encode()
-    headers = [(b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    await send_text(send, text)
 
 
 @asynccontextmanager
@@ -41,20 +45,14 @@ async def serving(app: Any = echo, *, grace: float = 0, **options: Any) -> Async
     """Serve the application, with so much more time for bodies; yields the port."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(entrance, "BODY_GRACE_SECONDS", grace)
-        async with _serving(app, **options) as port:
-            yield port
-
-
-@asynccontextmanager
-async def _serving(app: Any, **options: Any) -> AsyncIterator[int]:
-    sock = server.bind("127.0.0.1", 0)
-    running = server.new_server(app, lifespan="off", settings=Settings(**options))
-    task = asyncio.create_task(running.serve(sockets=[sock]))
-    try:
-        yield sock.getsockname()[1]
-    finally:
-        running.end()
-        await task
+        sock = server.bind("127.0.0.1", 0)
+        running = server.new_server(app, lifespan="off", settings=Settings(**options))
+        task = asyncio.create_task(running.serve(sockets=[sock]))
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            running.end()
+            await task
 
 
 async def answer_to(
@@ -390,9 +388,7 @@ async def echo_headers(scope: Any, receive: Any, send: Any) -> None:
     while (await receive())["more_body"]:
         pass
     text = b" ".join(name for name, _ in scope["headers"])
-    headers = [(b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    await send_text(send, text)
 
 
 @pytest.mark.parametrize("cut", [0, 60, -20])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import ADMIN_KEY, opened
 from tests.logs import Console
-from tests.wire.test_entrance import answer_to, post, serving, status_of, texts
+from tests.wire.test_entrance import answer_to, post, send_text, serving, status_of, texts
 
 
 class Waiting:
@@ -25,10 +25,7 @@ class Waiting:
         assert (await receive())["type"] == "http.disconnect"
         assert (await receive())["type"] == "http.disconnect"  # Whoever asks again.
         self.ends.set()
-        text = f"{scope['path']};".encode()
-        headers = [(b"content-length", b"%d" % len(text))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": text})
+        await send_text(send, f"{scope['path']};".encode())
 
 
 @pytest.mark.parametrize("body", [b"", b"{}"])
