@@ -5,7 +5,6 @@ and stops as the server's event loop ends. If that cancels no tasks, it ends as 
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -142,11 +141,7 @@ async def _keep(app: App) -> None:
     try:
         await asyncio.get_running_loop().create_future()
     except asyncio.CancelledError:
-        # The end of the loop cancels the tasks of the service, too, and with them its first try to
-        # close the database; without closing it, its threads would keep the right to work.
-        with contextlib.suppress(asyncio.CancelledError):
-            await app.stop()
-        await app.database.close()
+        await app.stop()  # Else the threads of the database would keep the right to work.
 
 
 def _end_process_if_failed(app: App) -> None:

@@ -116,6 +116,19 @@ class Writes:
         """Whether a commit of the unit may start although none has ended for WAIT_SECONDS."""
         return False
 
+    async def _end_stream(self) -> None:
+        """Have the queue committed, then end the task that commits.
+
+        The end of an event loop cancels that task first: what is queued is lost, as in a crash.
+        """
+        stream, self._stream = self._stream, None
+        self._retry()
+        try:
+            if stream is not None:
+                await wait_for_end(stream)
+        finally:
+            self._queue.clear()
+
     # For the task that commits.
 
     async def _wait_for_items(self) -> None:
@@ -150,6 +163,16 @@ class Writes:
                 item.error = None
                 self._queue.put(item)
         self._wake.set()
+
+
+async def wait_for_end(task: asyncio.Task[None]) -> None:
+    """Wait for a task, which others may cancel, and raise its error; cancel it with this."""
+    try:
+        await asyncio.wait([task])
+    finally:
+        task.cancel()
+    if not task.cancelled():
+        task.result()
 
 
 def follow_up(after: AfterCommit) -> None:

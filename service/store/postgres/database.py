@@ -88,21 +88,19 @@ class Database(Writes):
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
-        """Commit the queue, then close every connection."""
-        stream, self._stream = self._stream, None
+        """Commit the queue, then close every connection, whatever is cancelled meanwhile."""
         self._closing.set()
-        self._retry()
-        if stream:
-            await stream
-        await self._notices.close()
-        self._queue.clear()
-        for opened in (self.lock_connection, self._pool):
-            if opened is not None:
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(CONNECT_SECONDS):
-                        await opened.close()
-                opened.terminate()
-        self.lock_connection = None  # The pool is closed: it refuses reads that come too late.
+        async with contextlib.AsyncExitStack() as stack:  # In reverse.
+            stack.push_async_callback(_close, self._pool)  # It refuses reads that come too late.
+            stack.push_async_callback(self._close_lock_connection)
+            stack.push_async_callback(self._notices.close)
+            await self._end_stream()
+
+    async def _close_lock_connection(self) -> None:
+        try:
+            await _close(self.lock_connection)
+        finally:
+            self.lock_connection = None
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -287,3 +285,15 @@ class Database(Writes):
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(error)
+
+
+async def _close(opened: Any) -> None:
+    """Close a pool or a connection, if there is one; by force if the server does not answer."""
+    if opened is None:
+        return
+    try:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await opened.close()
+    finally:
+        opened.terminate()

@@ -4,7 +4,6 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import aiosqlite
@@ -74,6 +73,14 @@ class Connection(aiosqlite.Connection):
         result: T = await self._execute(self._run, do, *args)  # type: ignore[no-untyped-call]
         return result
 
+    async def close(self) -> None:
+        """Close the connection and end its thread, also if this is cancelled."""
+        try:
+            await super().close()
+        except BaseException:
+            self._thread.join()  # It was told to stop, and must end before the event loop does.
+            raise
+
     async def drop(self) -> None:
         """Close the raw connection. The next `apply` opens another one, but creates no file."""
         await self._execute(self._drop)  # type: ignore[no-untyped-call]
@@ -121,7 +128,13 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
 
     StorageError if that fails.
     """
-    connection = Connection(partial(_open, path, descriptor=descriptor), 64)
+    opened: list[sqlite3.Connection] = []
+
+    def open_raw() -> sqlite3.Connection:
+        opened[:] = [_open(path, descriptor=descriptor)]
+        return opened[0]
+
+    connection = Connection(open_raw, 64)
     # A server may end its event loop without a word, and the process must end then.
     connection._thread.daemon = True  # noqa: SLF001
     try:
@@ -130,6 +143,8 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
         # aiosqlite has told its thread to stop. The thread must end before the event loop does,
         # also if this coroutine was canceled, as by Ctrl-C.
         connection._thread.join()  # noqa: SLF001
+        for raw in opened:  # aiosqlite forgets it.
+            raw.close()
         if isinstance(error, sqlite3.Error):
             raise StorageError(f"cannot open {path}: {error}") from error
         raise

@@ -19,7 +19,7 @@ from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost, is_of_database
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.writes import Writes, follow_up
+from service.store.writes import Writes, follow_up, wait_for_end
 from service.telemetry import log
 
 _log = log.get()
@@ -76,22 +76,25 @@ class Database(Writes):
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
-        """Commit the queue, then close every connection."""
-        stream, self._stream = self._stream, None
-        self._retry()
-        if stream:
-            await stream
-        self._queue.clear()
+        """Commit the queue, then close every connection, whatever is cancelled meanwhile."""
+        async with contextlib.AsyncExitStack() as stack:  # In reverse.
+            stack.callback(self.file.close)
+            stack.push_async_callback(self._close_writer)
+            stack.push_async_callback(self._readers.close)
+            stack.push_async_callback(self._end_checkpoint)
+            await self._end_stream()
+
+    async def _end_checkpoint(self) -> None:
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
             self._checkpoint_timer = None
         if self._checkpoint:
-            await self._checkpoint
-        await self._readers.close()
-        if self._writer:
-            await self._writer.close()
-            self._writer = None
-        self.file.close()
+            await wait_for_end(self._checkpoint)
+
+    async def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer:
+            await writer.close()
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names. StorageError if that is impossible."""

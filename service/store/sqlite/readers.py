@@ -66,15 +66,13 @@ class Readers:
     @contextlib.asynccontextmanager
     async def kept_closed(self) -> AsyncIterator[None]:
         """Close every reader, after the reads under way; none is opened during the block."""
-        readers = [await self._take(None) for _ in range(READERS)]
-        try:
-            for reader in readers:
+        with contextlib.ExitStack() as stack:
+            for _ in range(READERS):
+                reader = await self._take(None)
+                stack.callback(self._give_back, None)
                 if reader:
                     await reader.close()
             yield
-        finally:
-            for _ in readers:
-                self._give_back(None)
 
     async def _run(self, do: Callable[..., T], *args: object) -> T:
         reader = await self._take(TURN_SECONDS)
