@@ -140,7 +140,8 @@ def _make_message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
 
 def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
     """Return a redactor of the headers' values, with and without their scheme (`Bearer …`)."""
-    values = {part for value in headers.values() for part in (value, value.rpartition(" ")[2])}
+    stripped = [value.strip() for value in headers.values()]  # As a receiver reads them.
+    values = {part for value in stripped for part in (value, value.rpartition(" ")[2])}
     secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
     return Redactor(secrets) if secrets else None
 

@@ -51,5 +51,7 @@ class DueDelivery(msgspec.Struct):
     trigger: str
     body: bytes  # The event's body, as it is stored.
     manual_count: int  # How many attempts a person asked for, which the schedule does not count.
-    planned_at: int | None  # When the schedule goes on after a manual attempt; None: it is over.
+    # When the schedule goes on after a manual attempt (None: it is over), or once the events before
+    # it have ended (None: it does not wait for them).
+    planned_at: int | None
     ordered: bool  # As Subscriber.ordered.

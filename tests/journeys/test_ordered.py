@@ -23,6 +23,11 @@ def story(world: Harness) -> list[tuple[int, str, float]]:
     return found
 
 
+async def pass_seconds(world: Harness, seconds: int) -> None:
+    for _ in range(seconds):
+        await world.run(1)
+
+
 async def test_a_later_event_waits_for_the_retry_of_an_earlier_one(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(ordered=True)
@@ -98,6 +103,69 @@ async def test_the_death_of_an_earlier_event_releases_the_later_one(tmp_path: Pa
         await world.run(1)
         assert [word for _, word, _ in story(world)] == ["submitted", "submitted", "succeeded"]
         assert [d["status"] for d in await deliveries(world)] == ["dead", "delivered"]
+
+
+async def test_the_end_of_an_earlier_event_makes_no_first_attempt_before_its_delay(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True, retry_schedule_seconds=[6, 10])
+        queue_answers(world, 500)
+        await world.generate()
+        await pass_seconds(world, 4)
+        assert (await world.call_back()).status_code == 200
+        await pass_seconds(world, 12)
+        assert [(word, at) for _, word, at in story(world)] == [
+            ("submitted", 6),
+            ("submitted", 16),
+            ("succeeded", 16),
+        ]
+        await world.generate()
+        await pass_seconds(world, 4)
+        assert (await world.call_back(index=1)).status_code == 200
+        await pass_seconds(world, 6)
+        assert [(word, at) for _, word, at in story(world)[3:]] == [
+            ("submitted", 22),
+            ("succeeded", 26),
+        ]
+
+
+async def test_the_end_of_an_earlier_event_makes_no_retry_before_retry_after(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True)
+        abort = Answer(500, (("webhook-delivery", "abort-message"),), b"")
+        queue_answers(world, abort, Answer(500, (("retry-after", "600"),), b""))
+        await world.generate()
+        await world.run()
+        assert (await world.call_back()).status_code == 200
+        await world.run()
+        [first, second] = await deliveries(world)
+        assert (first["status"], second["status"]) == ("dead", "pending")
+        await world.client.post(f"/v1/deliveries/{first['id']}/retry")
+        await pass_seconds(world, 599)
+        words = [word for _, word, _ in story(world)]
+        assert words == ["submitted", "succeeded", "submitted"]
+        [_, later] = await deliveries(world)
+        assert later["next_attempt_at"] == second["next_attempt_at"]
+        await pass_seconds(world, 100)
+        assert [word for _, word, _ in story(world)] == [*words, "succeeded"]
+
+
+async def test_a_retry_by_hand_of_an_event_that_waited_leaves_its_own_schedule_as_it_was(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True, retry_schedule_seconds=[0, 600])
+        queue_answers(world, 500, 200, 500)
+        await world.generate()
+        assert (await world.call_back()).status_code == 200
+        await world.run(1)
+        for each in await deliveries(world):
+            await world.client.post(f"/v1/deliveries/{each['id']}/retry")
+        await pass_seconds(world, 3)
+        assert [word for _, word, _ in story(world)] == ["submitted"] * 2 + ["succeeded"] * 2
 
 
 async def test_order_holds_after_a_restart(tmp_path: Path) -> None:

@@ -165,8 +165,10 @@ async def _bodies(tx: Transaction, delivery_id: str) -> bytes:
 async def test_a_receiver_that_echoes_its_headers_does_not_show_them(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         secrets = {"authorization": "Bearer top-secret-of-theirs", "x-api-key": "hush-hush"}
-        await world.subscribe(headers=secrets)
-        body = json.dumps({**secrets, "token": "top-secret-of-theirs", "also": "seen"}).encode()
+        pasted = {"x-token": " with-spaces  "}  # Receivers read it without them.
+        await world.subscribe(headers={**secrets, **pasted})
+        more = {"token": "top-secret-of-theirs", "pasted": "with-spaces", "also": "seen"}
+        body = json.dumps({**secrets, **more}).encode()
         echo = Answer(400, (("x-echo", "hush-hush"), ("x-more", "seen")), body + b"\xff")
         world.subscribers.answers[SUBSCRIBER_URL].append(echo)
         await world.generate()
@@ -175,7 +177,7 @@ async def test_a_receiver_that_echoes_its_headers_does_not_show_them(tmp_path: P
         shown = (await world.client.get(f"/v1/deliveries/{delivery['id']}")).text
         found = await world.app.database.read(_bodies, delivery["id"])
     assert shown.count("seen") == 2
-    for secret in ("top-secret-of-theirs", "hush-hush"):
+    for secret in ("top-secret-of-theirs", "hush-hush", "with-spaces"):
         assert secret not in shown
         assert secret.encode() not in found
 

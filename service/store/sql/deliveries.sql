@@ -62,8 +62,10 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_postpone
--- Make the later events of a generation wait for the retry of an earlier one.
-UPDATE deliveries SET due_at = {greatest}(due_at, :due_at)
+-- Make the later events of a generation wait for the retry of an earlier one. `planned_at` keeps when
+-- each is due by its own schedule; what a person asked for is due at once.
+UPDATE deliveries SET due_at = {greatest}(due_at, :due_at),
+    planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE coalesce(planned_at, due_at) END
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
     SELECT d.id FROM generations g CROSS JOIN {rows}(g.event_ids) e
     {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
@@ -72,8 +74,12 @@ WHERE tenant = :tenant AND status = 'pending' AND id IN (
             WHERE tenant = :tenant AND id = :delivery_id));
 
 -- name: delivery_make_due
--- Make the next event of a generation due, once the delivery of the one before it has ended.
-UPDATE deliveries SET due_at = {least}(due_at, :now)
+-- Make the next event of a generation due when it is by its own schedule, once the delivery of the one
+-- before it has ended.
+UPDATE deliveries SET
+    due_at = CASE WHEN trigger = 'manual' THEN {least}(due_at, :now)
+        ELSE coalesce(planned_at, due_at) END,
+    planned_at = CASE WHEN trigger = 'manual' THEN planned_at END
 WHERE tenant = :tenant AND status = 'pending' AND id = (
     SELECT d.id FROM generations g CROSS JOIN {rows}(g.event_ids) e
     {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
@@ -110,7 +116,7 @@ WHERE tenant = :tenant AND id = :delivery_id AND status IN ('pending', 'canceled
 
 -- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
-    planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE due_at END
+    planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE coalesce(planned_at, due_at) END
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
 -- name: delivery_put_off
