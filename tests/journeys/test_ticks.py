@@ -256,7 +256,8 @@ async def test_a_tick_says_that_nothing_is_due_though_a_tenant_has_all_its_place
     async with opened(tmp_path, submit_wait_seconds=60.0) as world:
         hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
         creating = await take_every_place(world, hanging)
-        await until_nothing_is_due(world)
+        async with asyncio.timeout(60):
+            await until_nothing_is_due(world)
         assert world.app.worker.submitter.places.full() == ["default"]
         hanging.release()
         await asyncio.gather(*creating)
@@ -271,7 +272,8 @@ async def test_a_pause_of_upstream_makes_nobody_call_for_tick_after_tick(
         await world.generate()
         now = world.clock()
         await world.app.database.write(generations.put_pause, now + 60_000, now + 60_000)
-        await until_nothing_is_due(world)
+        async with asyncio.timeout(60):
+            await until_nothing_is_due(world)
         hanging.release()
         await asyncio.gather(*creating)
 
