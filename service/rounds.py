@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from service.delivery.lanes import held_up_until
+from service.delivery.loading import held_up_until
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.right import Right
 from service.session import Session, Step, log_failure
 
-# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
+# How long a tick waits for deliveries that are held up, as long as it sends attempts.
 HELD_UP_SECONDS_MAX = 1.0
 ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 
@@ -63,10 +63,11 @@ class Rounds:
         return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
 
     def _held_up_seconds(self) -> float | None:
-        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
-        now = self._right.context.clock()
-        until = held_up_until(self._session.dispatcher.lanes.values(), now)
-        return None if until is None else (until - now) / SECOND
+        """Return for how long deliveries or results are held up, as by a rate; None if none are."""
+        now, dispatcher = self._right.context.clock(), self._session.dispatcher
+        times = (held_up_until(dispatcher.lanes.values(), now), dispatcher.unrecorded.retry_at)
+        until = min((at for at in times if at is not None), default=None)
+        return None if until is None else max(until - now, 0) / SECOND
 
     async def _run_steps(self, ends_at: float, requested: asyncio.Event) -> tuple[bool, bool]:
         """Run every step that has not failed; wait until its requests end, or more rows are due.
@@ -89,6 +90,8 @@ class Rounds:
         await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
         is_settled = settling.done()
         settling.cancel()
+        if not self._failed:  # Else it may be the dispatcher's step, which takes the timers.
+            due_times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
         is_due = any(at is not None and at <= clock() for at in due_times)
         return is_due or bool(self._right.submitter.repeated), is_settled
 

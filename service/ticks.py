@@ -23,7 +23,7 @@ HEARD_SECONDS = 0.1  # After a commit, until the holder of its shards has the no
 
 
 class WorkCounts(msgspec.Struct):
-    """How many rows a tick worked on; `more` if rows are still due."""
+    """How many rows a tick worked on; `more` if rows are still due, or may be."""
 
     submitted: int = 0
     polled: int = 0
@@ -94,6 +94,8 @@ class Ticks:
                             requests.set()
                     # Requests that came meanwhile share its next turn.
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
+                # Some may be left that found no place, or that are in shards of others.
+                more = more or await self._right.submitter.has_due() or self._lacks_shards()
             finally:
                 counts = session.end_tick()
                 held = self._right.ownership.locked
@@ -103,6 +105,10 @@ class Ticks:
             except StorageError:  # What the tick has done is counted all the same.
                 more = True
         return WorkCounts(**counts, more=more)
+
+    def _lacks_shards(self) -> bool:
+        """Return whether a tick does not see all due work; beside loops, the workers see it."""
+        return not self._right.has_loops and self._right.ownership.shards != ALL
 
     async def _take_up(self) -> asyncio.Event | None:
         """Let a tick work for the requests that wait now; return the event to set after its turn.
@@ -209,6 +215,8 @@ class Ticks:
                         break  # Else its work may have made rows of others due.
                     more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = self._right.ownership.locked
+                if not more and self._right.submitter.unplaced:
+                    await self._right.submitter.has_due()  # If none is, they are forgotten.
                 return "missing" if self._missing_shards() else "worked"
         finally:
             turn_ended.set()  # A platform may stop the process once its requests are answered.

@@ -47,7 +47,7 @@ class Dispatcher:
         self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
-        self._timers = Timers()
+        self.timers = Timers()
         self._tasks: set[asyncio.Task[None]] = set()
         self.unrecorded = Unrecorded()
         self._tally = Tally(context)
@@ -130,10 +130,10 @@ class Dispatcher:
         self.record_again(now)
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
-        for subscriber_id in self._timers.take_due(now):
+        for subscriber_id in self.timers.take_due(now):
             if (lane := self.lanes.get(subscriber_id)) is not None:
                 self._pump(lane, now)
-        return self._timers.next_at
+        return self.timers.next_at
 
     def record_again(self, now: int) -> None:
         """Begin to store again the results that could not be stored and are due by `now`."""
@@ -160,7 +160,7 @@ class Dispatcher:
         if tasks:
             await asyncio.wait(tasks)
         self.lanes.clear()
-        self._timers.clear()
+        self.timers.clear()
         self.loads.clear()
         self.unrecorded.clear()
         self.slots = Slots(self.slots.count)
@@ -186,7 +186,7 @@ class Dispatcher:
 
     def _set_timer(self, at: int, subscriber_id: str = "") -> None:
         """Have `run_due` called at `at`: for a lane, or to store results or statistics."""
-        if self._timers.set(at, subscriber_id):
+        if self.timers.set(at, subscriber_id):
             self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -335,14 +335,3 @@ class Lane(Struct, eq=False):
         if due.trigger == "manual" and not due.ordered:  # If `ordered`, it waits its turn.
             return self.manual_retries
         return self.retries if due.attempt_count else self.first_attempts
-
-
-def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
-    """Return the first time at which a lane with work may go on that a rate or rest holds up."""
-    owing = (
-        lane
-        for lane in lanes
-        if lane.is_open and (lane.waiting or any(b.next_due_at <= now for b in lane.backlogs))
-    )
-    times = (lane.blocked_until(now) for lane in owing)
-    return min((at for at in times if at is not None), default=None)

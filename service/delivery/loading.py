@@ -1,7 +1,7 @@
 """Loading reads what a lane lacks in memory: its subscriber, and due deliveries."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from service.context import Context
 from service.delivery.attempt import read_recipient
@@ -141,3 +141,20 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
     next_at = context.clock() if refused else NEVER if next_at is None else next_at
     backlog.next_due_at = min(backlog.next_due_at, next_at)
+
+
+def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
+    """Return the first time at which a lane with work may go on that is held up for a moment.
+
+    By a rate or a rest, or since the database failed while the lane was read. Trouble of a lane
+    lasts: its work counts once it is due again, or whoever ticks until nothing is due never ends.
+    """
+    times = (_held_up_until(lane, now) for lane in lanes)
+    return min((at for at in times if at is not None), default=None)
+
+
+def _held_up_until(lane: Lane, now: int) -> int | None:
+    if now < lane.next_read_at <= now + STORAGE_RETRY_MS:
+        return lane.next_read_at
+    has_work = lane.waiting or any(backlog.next_due_at <= now for backlog in lane.backlogs)
+    return lane.blocked_until(now) if lane.is_open and has_work else None

@@ -19,11 +19,16 @@ class Unrecorded:
     def __init__(self) -> None:
         self._waiting: list[tuple[Lane, Result]] = []
         self._pause_ms = STORAGE_RETRY_MS
-        self._retry_at = 0
+        self._retry_at = 0  # Of what waits now, or waited last.
         self._error = ""
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def retry_at(self) -> int | None:
+        """When all results that wait are tried again; None if none waits."""
+        return self._retry_at if self._waiting else None
 
     def add(self, lane: Lane, result: Result, now: int, error: Exception) -> int:
         """Keep a result; return when all results that wait are tried again."""

@@ -23,6 +23,7 @@ from service.model.generation import Generation, NewGeneration
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
+from service.store.shards import shard_of
 from service.telemetry import log
 from service.upstream.callback_url import new_nonce
 
@@ -91,6 +92,8 @@ class Submitter:
         self.places = Places(PLACES)
         self.stuck = Stuck()
         self._last_tenant = ""  # The tenant behind it has the next turn.
+        # The latest generation of each shard that found no place here, until none is due there.
+        self.unplaced: dict[int, str] = {}
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
@@ -116,6 +119,8 @@ class Submitter:
             if has_place:
                 self._give_back(tenant)
             raise
+        if not has_place:
+            self.unplaced[shard_of(generation_id)] = generation_id
         is_sending = has_place and generation.submission == "sending"
         if has_place and not is_sending:
             self._give_back(tenant)
@@ -168,6 +173,7 @@ class Submitter:
     def _give_back(self, tenant: str) -> None:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
+        self.context.elsewhere.update(self.unplaced)  # For the next drive.
 
     async def _mark(
         self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
@@ -220,6 +226,27 @@ class Submitter:
                     self._give_back(generation.tenant)
         self.repeated |= {self._submit(generation) for generation in claimed.values()}
         return len(claimed), now
+
+    async def has_due(self) -> bool:
+        """Return whether submissions are due in the shards held here, with or without a place.
+
+        True if the database fails; False during a pause that upstream asked for. If none is due,
+        forget the shards of those that found no place.
+        """
+        now, database = self.context.clock(), self.context.database
+        unplaced = [each for each in self.unplaced.items() if database.holds(each[1])]
+        try:
+            due_at, paused_until = await database.read(_next_due, self.stuck.ids(now))
+        except StorageError:
+            return True
+        if due_at is not None and due_at <= now:
+            self.budget.note(paused_until, now)
+            return not self.budget.is_paused(now)
+        for shard, id_ in unplaced:
+            # Else the shard was lost meanwhile, or another one was accepted in it.
+            if database.holds(id_) and self.unplaced.get(shard) == id_:
+                del self.unplaced[shard]
+        return False
 
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.
@@ -276,6 +303,12 @@ async def _read_due(
         due_at,
         await generations.get_pause(tx),
     )
+
+
+async def _next_due(tx: Transaction, without: Sequence[str]) -> tuple[int | None, int]:
+    """Return when the next submission of any tenant is due, and until when upstream is paused."""
+    due_at = await generations.next_due(tx, "submit", (), without)
+    return due_at, await generations.get_pause(tx)
 
 
 async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generation]:

@@ -4,9 +4,19 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import pytest
 
+from service.context import Context
+from service.delivery import health, loading
+from service.delivery.dispatch import Dispatcher
+from service.delivery.lanes import Lane
+from service.delivery.receivers import Receivers
+from service.generations import submit
+from service.model.errors import StorageError
+from service.session import Session
+from service.store import generations
 from tests.faults import DelayedAnswer, rows
-from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 from tests.journeys.gates import Gate, deliveries, queue_answers
 
 
@@ -87,3 +97,197 @@ async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_p
         assert not (await worker.tick(60)).more
         [row] = await rows(world, "SELECT status FROM generations")
         assert row["status"] == "succeeded"
+
+
+async def fail_the_next_read(
+    world: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, seconds: float = 0
+) -> None:
+    """Let the first read of a lane fail; `seconds` of the clock pass soon afterwards."""
+    await until_nothing_is_due(world)
+    await world.subscribe(SUBSCRIBER_URL)
+    await world.generate()
+    load = loading.load
+
+    async def fail_once(*_: object) -> None:
+        monkeypatch.setattr(loading, "load", load)
+        asyncio.get_running_loop().call_later(0.01, world.clock.advance, seconds)
+        raise error
+
+    monkeypatch.setattr(loading, "load", fail_once)
+
+
+async def test_a_tick_says_that_more_is_due_where_a_lane_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await fail_the_next_read(world, monkeypatch, StorageError("disk I/O error"))
+        first = await world.app.worker.tick(60)
+        assert (first.attempted, first.more) == (0, True)
+        world.clock.advance(1)
+        second = await world.app.worker.tick(60)
+        assert (second.attempted, second.more) == (1, False)
+
+
+async def test_a_tick_reads_a_lane_again_that_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await fail_the_next_read(world, monkeypatch, StorageError("disk I/O error"), 1)
+        done = await world.app.worker.tick(60)
+        assert (done.attempted, done.more) == (1, False)
+
+
+async def test_a_tick_reads_a_lane_again_though_another_receiver_hung_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(SUBSCRIBER_URL, event_types=["generation.submitted"])
+        other = await world.subscribe(f"{SUBSCRIBER_URL}2", event_types=["generation.submitted"])
+        await world.generate()
+        load, failed = loading.load, asyncio.Event()
+
+        async def fail_once(context: Context, receivers: Receivers, lane: Lane) -> None:
+            if lane.subscriber_id == other["id"] and not failed.is_set():
+                failed.set()
+                raise StorageError("disk I/O error")
+            await load(context, receivers, lane)
+
+        monkeypatch.setattr(loading, "load", fail_once)
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await failed.wait()
+        await gate.wait_for(1)
+        world.clock.advance(2)
+        gate.is_open.set()
+        done = await tick
+        assert (done.attempted, done.more) == (2, False)
+
+
+async def test_a_lane_that_cannot_be_worked_makes_nobody_call_for_tick_after_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await fail_the_next_read(world, monkeypatch, ValueError("a secret is unreadable"))
+        done = await world.app.worker.tick(60)
+        assert (done.attempted, done.more) == (0, False)
+
+
+async def test_a_tick_whose_attempts_fail_as_a_step_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = Session.look
+
+    async def counted(session: Session, now: int) -> int:
+        nonlocal looks
+        looks += 1
+        return await look(session, now)
+
+    async def fail(_dispatcher: Dispatcher, _now: int) -> None:
+        raise ValueError("no attempt can start")
+
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        await world.subscribe(SUBSCRIBER_URL)
+        await world.generate()
+        monkeypatch.setattr(Session, "look", counted)
+        monkeypatch.setattr(Dispatcher, "run_due", fail)
+        done = await world.app.worker.tick(2)
+        assert (done.attempted, done.more, looks) == (0, True, 1)
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_a_tick_stores_what_could_not_be_stored_or_says_that_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        await world.subscribe(SUBSCRIBER_URL)
+        await world.generate()
+        record = health.record
+
+        async def fail_once(*_: object, **_more: object) -> None:
+            monkeypatch.setattr(health, "record", record)
+            asyncio.get_running_loop().call_later(0.01, world.clock.advance, seconds)
+            raise StorageError("disk I/O error")
+
+        monkeypatch.setattr(health, "record", fail_once)
+        done = await world.app.worker.tick(60)
+        assert (done.attempted, done.more) == (1, not seconds)
+        world.clock.advance(1)
+        await until_nothing_is_due(world)
+        assert [each["status"] for each in await deliveries(world)] == ["delivered"]
+        assert len(world.subscribers.webhooks) == 1
+
+
+async def take_every_place(
+    world: Harness, hanging: DelayedAnswer
+) -> list[asyncio.Task[dict[str, object]]]:
+    """Let submissions hang at upstream that take each place that one tenant gets: two of four."""
+    world.app.worker.submitter.places.size = 4
+    await until_nothing_is_due(world)
+    world.upstream.create_replies.extend([hanging.reply] * 2)
+    creating = [asyncio.create_task(world.generate()) for _ in range(2)]
+    while world.app.worker.submitter.places.taken < 2:
+        await world.get("/v1/events")
+    return creating
+
+
+async def test_a_tick_says_that_more_is_due_where_a_submission_finds_no_place(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+        creating = await take_every_place(world, hanging)
+        await world.generate()
+        first = await world.app.worker.tick(60)
+        assert (first.submitted, first.more) == (0, True)
+        hanging.release()
+        await asyncio.gather(*creating)
+        second = await world.app.worker.tick(60)
+        assert (second.submitted, second.more) == (1, False)
+
+
+async def test_a_tick_says_that_nothing_is_due_though_a_tenant_has_all_its_places(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+        creating = await take_every_place(world, hanging)
+        async with asyncio.timeout(60):
+            await until_nothing_is_due(world)
+        assert world.app.worker.submitter.places.full() == ["default"]
+        hanging.release()
+        await asyncio.gather(*creating)
+
+
+async def test_a_pause_of_upstream_makes_nobody_call_for_tick_after_tick(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+        creating = await take_every_place(world, hanging)
+        await world.generate()
+        now = world.clock()
+        await world.app.database.write(generations.put_pause, now + 60_000, now + 60_000)
+        async with asyncio.timeout(60):
+            await until_nothing_is_due(world)
+        hanging.release()
+        await asyncio.gather(*creating)
+
+
+async def test_a_tick_counts_what_it_did_though_its_last_look_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StorageError("disk I/O error")
+
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        await world.subscribe(SUBSCRIBER_URL)
+        await world.generate()
+        monkeypatch.setattr(submit, "_next_due", fail)
+        done = await world.app.worker.tick(60)
+        assert (done.attempted, done.more) == (1, True)

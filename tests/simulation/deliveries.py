@@ -251,7 +251,7 @@ class Deliveries(Harness):
             if self.clock.now >= ends_at:
                 break
             times = [until for until, _ in self.receivers.hanging.values()]
-            if (at := self.app.worker.dispatcher._timers.next_at) is not None:
+            if (at := self.app.worker.dispatcher.timers.next_at) is not None:
                 times.append(at)
             self.clock.now = max(self.clock.now + 1, min([*times, ends_at]))
         assert self.clock.now >= ends_at, "the dispatcher looks at its lanes without an end"

@@ -14,12 +14,13 @@ from service.app import App
 from service.store import reseal
 from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
-from service.store.shards import ALL, shard_of
+from service.store.shards import ALL, NONE, shard_of
 from service.store.vault import Vault
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 from tests.journeys.gates import Counting, Gate, queue_answers
 from tests.journeys.test_drives import submit_without_a_drive
+from tests.journeys.test_ticks import until_nothing_is_due
 from tests.store.test_postgres import connected
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -274,6 +275,42 @@ async def test_a_request_is_not_answered_for_a_tick_that_lacks_its_shard(tmp_pat
         await tick
         await until(world, lambda: not worker.ownership.is_held)
         await other.stop()
+
+
+async def test_a_tick_that_lacks_a_shard_says_that_more_may_be_due(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        other = world.new_app()
+        await other.start(worker=False)
+        assert await other.worker.ownership.acquire({7})
+        assert (await world.app.worker.tick(60)).more
+        await other.worker.ownership.release()
+        await other.stop()
+        await until_nothing_is_due(world)
+
+
+@pytest.mark.parametrize("how", ["lapsed", "terminated"])
+async def test_a_tick_that_loses_its_shards_says_that_more_may_be_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with opened(tmp_path) as world:
+        await until_nothing_is_due(world)
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(event_types=["generation.submitted"])
+        await world.generate()
+        worker = world.app.worker
+        tick = asyncio.create_task(worker.tick(60))
+        await gate.wait_for(1)
+        if how == "lapsed":  # As after beats that were late.
+            monkeypatch.setattr(ShardLocks, "shards", NONE)
+        else:
+            async with connected(world.app.database) as connection:
+                await connection.execute(END_OF_ALL, world.app.database.name)
+            await until(world, lambda: not worker.ownership.is_held)
+        gate.is_open.set()
+        done = await tick
+        assert (done.attempted, done.more) == (1, True)
 
 
 async def test_who_takes_the_first_shard_reseals_what_older_keys_sealed(
