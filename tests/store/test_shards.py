@@ -153,6 +153,43 @@ async def test_a_shard_with_requests_under_way_starts_nothing_and_is_given_up_af
         assert counts(first, second) == [32, 32]
 
 
+async def test_shards_are_reported_as_lost_before_others_can_take_them(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    lost: list[tuple[frozenset[int], bool]] = []
+    async with working(database) as first:
+
+        def note(shards: frozenset[int]) -> None:
+            may_start = any(database.holds(id_of(shard)) for shard in shards)
+            lost.append((shards, may_start))
+
+        first.on_lost, first.busy = note, lambda: ALL
+        await first.beat()
+        assert lost == []
+        async with another(postgres, tmp_path) as second:
+            await share(first, second)
+            upper = ALL - first.shards
+            assert (lost, counts(second)) == ([(upper, False)], [0])
+            first.busy = frozenset
+            await share(first, second)
+            assert counts(first, second) == [32, 32]
+            assert lost == [(upper, False)]
+            await kill_all(database)
+            await until(lambda: not first.is_held)
+            await first.beat()
+            assert lost == [(upper, False), (ALL - upper, False)]
+
+
+async def test_shards_that_were_invalid_for_a_while_are_not_lost(database: Database) -> None:
+    clock, lost = Seconds(), list[frozenset[int]]()
+    async with working(database, clock=clock) as worker:
+        worker.on_lost = lost.append
+        clock.now += ownership.VALID_SECONDS
+        await worker.beat()
+        assert (worker.shards, lost) == (ALL, [])
+    assert lost == [ALL]
+
+
 async def test_a_shard_that_is_needed_again_before_it_is_given_up_is_kept(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ class ShardLocks:
 
     def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
         self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
+        self.on_lost: Callable[[frozenset[int]], None] = lambda _shards: None
         self._database = database
         self._clock = clock
         self._locks: locks.Locks | None = None
@@ -232,12 +233,15 @@ class ShardLocks:
         self._beat_at = sent_at
 
     def _publish(self) -> None:
-        shards = frozenset(self._locked - self._leaving)
-        self._database.holding.put(shards, self._beat_at + VALID_SECONDS, self._clock)
+        self._hold(frozenset(self._locked - self._leaving), self._beat_at + VALID_SECONDS)
 
     def _forget(self) -> None:
         self._locked, self._leaving, self._is_worker = set(), set(), False
-        self._database.holding.put(NONE, 0.0, self._clock)
+        self._hold(NONE, 0.0)
+
+    def _hold(self, shards: frozenset[int], until: float) -> None:
+        if lost := self._database.holding.put(shards, until, self._clock):
+            self.on_lost(lost)
 
     def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
         shards, sender = read_notice(payload)
