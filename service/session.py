@@ -141,14 +141,14 @@ class Session:
     def _follow_shards(self) -> bool:
         """Adapt the poll rate to the shards held now. Return whether there are new shards."""
         before, self._shards = self._shards, self.ownership.shards
-        kept, self._lost = before - self._lost, NONE
+        lost, self._lost = self._lost, NONE
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
             self._budget.is_shared = self._processes_alternate and share < 1
             # A process in turn has few shards and little time: it asks a stored rate for each poll.
             share = 1.0 if self._processes_alternate else share
             self._budget.take_share(share, self.context.clock())
-        return bool(self._shards - kept)
+        return bool(self._shards - (before - lost))
 
     def _forget(self, shards: frozenset[int]) -> None:
         """Drop the lanes of shards that were lost: once these come back, the rows may differ."""

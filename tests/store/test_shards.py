@@ -319,6 +319,43 @@ async def test_a_worker_that_was_silent_itself_replaces_nobody(
         assert replaced == [1_066.0, 1_067.0]
 
 
+@pytest.mark.parametrize(
+    ("pause", "seconds", "count"),
+    [(8, 15, 1), (8, 7, 0), (5.5, 12.5, 0)],
+    ids=["the same silence", "another silence", "too soon"],
+)
+async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    pause: float,
+    seconds: float,
+    count: int,
+) -> None:
+    monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
+    clock, silences, replaced = Seconds(), [7.0, seconds], list[float]()
+    look = locks.Locks.look
+
+    async def look_at_silence(session: locks.Locks) -> locks.View:
+        view = await look(session)
+        return view._replace(silent=locks.Silent(7, "genhook-0", silences.pop(0)), taken=ALL)
+
+    async def replace(_locks: locks.Locks, silent: locks.Silent) -> bool:
+        replaced.append(silent.seconds)
+        return True
+
+    ticking = ShardLocks(database, clock=clock)
+    assert await ticking.acquire({1})
+    await ticking.release()
+    clock.now += 60
+    monkeypatch.setattr(locks.Locks, "look", look_at_silence)
+    monkeypatch.setattr(locks.Locks, "replace", replace)
+    for _ in range(2):
+        assert not await ticking.acquire(ALL)
+        clock.now += pause
+    assert replaced == [seconds] * count
+
+
 async def test_who_has_spoken_since_is_not_replaced(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ class ShardLocks:
         self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
         self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
+        self._suspect: tuple[int, float] | None = None  # Who was silent at the last look, since.
         self._looked_at = -LOOK_SECONDS
         self._interests: Collection[int] = NONE  # Shards asked for since it held none.
         self._told: set[int] = set()  # Shards in which others have committed.
@@ -206,10 +207,21 @@ class ShardLocks:
         elif free := set(shards or ()) - view.taken:
             self._locked |= await session.take(free)
         self._publish()
-        # After a silence of its own, this worker cannot judge that of others.
-        silent, is_regular = view.silent, sent_at - self._regular_since >= locks.SILENT_SECONDS
-        if silent and is_regular and await session.replace(silent):
+        silent = view.silent
+        if silent and self._had_time(silent, sent_at) and await session.replace(silent):
             _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
+
+    def _had_time(self, silent: locks.Silent, now: float) -> bool:
+        """Return whether a silent process could have spoken since all were silent together.
+
+        As in a sleep of the machine: for so long this process was regular itself, or it has known
+        of that silence. Ticks may come too seldom to be regular.
+        """
+        pid, since = self._suspect or (0, now)
+        if pid != silent.pid or silent.seconds < now - since:  # Another one, or another silence.
+            since = now
+        self._suspect = silent.pid, since
+        return now - min(since, self._regular_since) >= locks.SILENT_SECONDS
 
     async def _share(self, session: locks.Locks, view: locks.View) -> None:
         """Give up the shards beyond this worker's share, or take free ones up to it."""
