@@ -71,6 +71,7 @@ class Session:
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # Until then, no other process's commit causes a look.
         self._shards = NONE  # Those of the last `_follow_shards`.
+        self._lost = NONE  # Those lost since; they may have come back.
         self._requests = submitter.in_flight, poller.in_flight
         self._budget = poller.budget
         self._processes_alternate = False  # Each then works for a short time.
@@ -96,7 +97,7 @@ class Session:
         it takes seconds.
         """
         self._processes_alternate = is_in_turn
-        self.ownership.busy = self._busy
+        self.ownership.busy, self.ownership.on_lost = self._busy, self._forget
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -138,17 +139,21 @@ class Session:
         self._subscribers_revision = changes.revision
 
     def _follow_shards(self) -> bool:
-        """Adapt to the shards held now: poll rate, lanes. Return whether there are new shards."""
+        """Adapt the poll rate to the shards held now. Return whether there are new shards."""
         before, self._shards = self._shards, self.ownership.shards
+        lost, self._lost = self._lost, NONE
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
             self._budget.is_shared = self._processes_alternate and share < 1
             # A process in turn has few shards and little time: it asks a stored rate for each poll.
             share = 1.0 if self._processes_alternate else share
             self._budget.take_share(share, self.context.clock())
-        if before - self._shards:
-            drop_lost(self.dispatcher.lanes, self.context.database.holds)
-        return bool(self._shards - before)
+        return bool(self._shards - (before - lost))
+
+    def _forget(self, shards: frozenset[int]) -> None:
+        """Drop the lanes of shards that were lost: once these come back, the rows may differ."""
+        self._lost |= shards
+        drop_lost(self.dispatcher.lanes, self.context.database.holds)
 
     def debt_seconds(self) -> float:
         """Return for how long to keep the right to work, so that all turns keep the poll rate."""

@@ -69,6 +69,8 @@ class Loads:
         return lane
 
     async def _read(self, lane: Lane) -> None:
+        if not self._context.database.holds(lane.subscriber_id):
+            return  # Its shard was lost meanwhile: it is read once that has come back.
         try:
             await load(self._context, self._receivers, lane)
         except StorageError as error:

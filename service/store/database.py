@@ -167,6 +167,9 @@ class Ownership(Protocol):
 
     # The session sets it. It returns the shards with requests under way, which are not given up.
     busy: Callable[[], Collection[int]]
+    # The session sets it. It is called with shards on which no work may start here any more, before
+    # they can come back.
+    on_lost: Callable[[frozenset[int]], None]
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """The order in which lanes are read: a few at once, and in turn by tenant."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,13 @@ import pytest
 from service.delivery import loading
 from service.delivery.lanes import Lane
 from service.delivery.loading import LOADS_MAX, Loads
+
+
+def loads_of(*, lost: str = "") -> Any:
+    """The loads of a process that holds the shards of all subscribers but one."""
+    database = SimpleNamespace(holds=lambda id_: id_ != lost)
+    context: Any = SimpleNamespace(database=database)
+    return Loads(context, None)  # type: ignore[arg-type]  # It hands it on.
 
 
 async def test_many_lanes_of_one_tenant_delay_no_lane_of_another(
@@ -24,7 +32,7 @@ async def test_many_lanes_of_one_tenant_delay_no_lane_of_another(
         read.append(lane.tenant)
 
     monkeypatch.setattr(loading, "load", load)
-    loads: Any = Loads(None, None)  # type: ignore[arg-type]  # It hands them on.
+    loads = loads_of()
     runs = []
     for number in range(501):
         lane = Lane(f"sub_{number}", tenant="other" if number == 500 else "many")
@@ -34,3 +42,21 @@ async def test_many_lanes_of_one_tenant_delay_no_lane_of_another(
     await asyncio.gather(*runs)
     assert (len(read), most) == (501, LOADS_MAX)
     assert read.index("other") < LOADS_MAX
+
+
+async def test_a_lane_whose_shard_was_lost_meanwhile_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it read, the process that has the shard would change."""
+    read, went_on = list[str](), list[Lane]()
+
+    async def load(_context: Any, _receivers: Any, lane: Lane) -> None:
+        read.append(lane.subscriber_id)
+
+    monkeypatch.setattr(loading, "load", load)
+    loads, lanes = loads_of(lost="sub_1"), [Lane("sub_0"), Lane("sub_1")]
+    assert [loads.add(lane) for lane in lanes] == [True, True]
+    await loads.run(went_on.append)
+    assert read == ["sub_0"]
+    assert went_on == lanes
+    assert not any(lane.is_loading for lane in lanes)

@@ -153,6 +153,43 @@ async def test_a_shard_with_requests_under_way_starts_nothing_and_is_given_up_af
         assert counts(first, second) == [32, 32]
 
 
+async def test_shards_are_reported_as_lost_before_others_can_take_them(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    lost: list[tuple[frozenset[int], bool]] = []
+    async with working(database) as first:
+
+        def note(shards: frozenset[int]) -> None:
+            may_start = any(database.holds(id_of(shard)) for shard in shards)
+            lost.append((shards, may_start))
+
+        first.on_lost, first.busy = note, lambda: ALL
+        await first.beat()
+        assert lost == []
+        async with another(postgres, tmp_path) as second:
+            await share(first, second)
+            upper = ALL - first.shards
+            assert (lost, counts(second)) == ([(upper, False)], [0])
+            first.busy = frozenset
+            await share(first, second)
+            assert counts(first, second) == [32, 32]
+            assert lost == [(upper, False)]
+            await kill_all(database)
+            await until(lambda: not first.is_held)
+            await first.beat()
+            assert lost == [(upper, False), (ALL - upper, False)]
+
+
+async def test_shards_that_were_invalid_for_a_while_are_not_lost(database: Database) -> None:
+    clock, lost = Seconds(), list[frozenset[int]]()
+    async with working(database, clock=clock) as worker:
+        worker.on_lost = lost.append
+        clock.now += ownership.VALID_SECONDS
+        await worker.beat()
+        assert (worker.shards, lost) == (ALL, [])
+    assert lost == [ALL]
+
+
 async def test_a_shard_that_is_needed_again_before_it_is_given_up_is_kept(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:
@@ -280,6 +317,43 @@ async def test_a_worker_that_was_silent_itself_replaces_nobody(
             await worker.beat()
             clock.now += 1
         assert replaced == [1_066.0, 1_067.0]
+
+
+@pytest.mark.parametrize(
+    ("pause", "seconds", "count"),
+    [(8, 15, 1), (8, 7, 0), (5.5, 12.5, 0)],
+    ids=["the same silence", "another silence", "too soon"],
+)
+async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    pause: float,
+    seconds: float,
+    count: int,
+) -> None:
+    monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
+    clock, silences, replaced = Seconds(), [7.0, seconds], list[float]()
+    look = locks.Locks.look
+
+    async def look_at_silence(session: locks.Locks) -> locks.View:
+        view = await look(session)
+        return view._replace(silent=locks.Silent(7, "genhook-0", silences.pop(0)), taken=ALL)
+
+    async def replace(_locks: locks.Locks, silent: locks.Silent) -> bool:
+        replaced.append(silent.seconds)
+        return True
+
+    ticking = ShardLocks(database, clock=clock)
+    assert await ticking.acquire({1})
+    await ticking.release()
+    clock.now += 60
+    monkeypatch.setattr(locks.Locks, "look", look_at_silence)
+    monkeypatch.setattr(locks.Locks, "replace", replace)
+    for _ in range(2):
+        assert not await ticking.acquire(ALL)
+        clock.now += pause
+    assert replaced == [seconds] * count
 
 
 async def test_who_has_spoken_since_is_not_replaced(

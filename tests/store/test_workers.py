@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.app import App
+from service.delivery.dispatch import Dispatcher
 from service.store import reseal
 from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
@@ -33,6 +34,8 @@ URLS = [f"http://127.0.0.1:7/{number}" for number in range(12)]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0.01)
+    # After a look at ten lanes a worker would rest for a millisecond: the clock stands still.
+    monkeypatch.setattr("service.session.LANES_PER_SECOND", 1_000_000)
 
 
 async def until(world: Harness, is_so: Callable[[], object]) -> None:
@@ -84,6 +87,94 @@ async def test_workers_that_come_and_go_deliver_everything_once(tmp_path: Path) 
         sent = Counter((w.url, w.headers["webhook-id"]) for w in world.subscribers.webhooks)
         assert (len(sent), set(sent.values())) == (30 * len(URLS), {1})
         assert len(world.upstream.creates) == 30
+
+
+async def until_looked(world: Harness) -> None:
+    """Start the worker, and wait until the first look is over: deliveries are handed over then."""
+    worker = world.app.worker
+    worker.start()
+    await until_shared(world, world.app)
+    await until(world, lambda: (worker.session._look_at or 0) > world.clock())
+
+
+@contextlib.asynccontextmanager
+async def during_a_look(
+    world: Harness, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[asyncio.Event]:
+    """Within, the worker is at the end of a look, as with many lanes, until the event is set."""
+    scan, mine = Dispatcher.scan, world.app.worker.dispatcher
+    has_looked, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def scan_slowly(dispatcher: Dispatcher) -> int:
+        count = await scan(dispatcher)
+        if dispatcher is mine:
+            has_looked.set()
+            await may_go_on.wait()
+        return count
+
+    monkeypatch.setattr(Dispatcher, "scan", scan_slowly)
+    world.app.worker.session._look_at = 0
+    await has_looked.wait()
+    try:
+        yield may_go_on
+    finally:
+        may_go_on.set()
+
+
+async def test_shards_that_go_and_come_back_during_one_look_repeat_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "LOOK_SECONDS", float("inf"))
+    async with opened(tmp_path, public_url=None) as world:
+        for url in URLS:
+            await world.subscribe(url, event_types=["generation.submitted"], rate_per_second=5)
+        await until_looked(world)
+        mine, webhooks = world.app.worker.dispatcher, world.subscribers.webhooks
+        await world.generate()
+        await until(world, lambda: len(webhooks) == len(URLS) and mine.is_settled)
+        for _ in range(2):  # Lanes hold these in memory: the rate lets none of them leave.
+            await world.generate()
+        holding = [id_ for id_, lane in mine.lanes.items() if lane.waiting]
+        assert any(shard_of(id_) >= len(ALL) // 2 for id_ in holding), "one will be given up"
+        async with during_a_look(world, monkeypatch) as may_go_on:
+            async with beside(world) as other:
+                await until_shared(world, world.app, other)
+                world.clock.advance(0.2)
+                await until(world, lambda: len(webhooks) == 2 * len(URLS))
+            await until_shared(world, world.app)
+            may_go_on.set()
+            world.clock.advance(0.2)
+            await until(world, lambda: len(webhooks) >= 3 * len(URLS))
+        sent = Counter((w.url, w.headers["webhook-id"]) for w in webhooks)
+        assert (len(sent), set(sent.values())) == (3 * len(URLS), {1})
+
+
+async def test_what_ended_in_a_shard_that_was_to_be_given_up_holds_up_nothing_if_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "LOOK_SECONDS", float("inf"))
+    gate = Gate()
+    async with opened(tmp_path, public_url=None) as world:
+        id_ = ""
+        while not id_ or shard_of(id_) < len(ALL) // 2:  # The upper half is given up first.
+            await world.client.delete(f"/v1/subscribers/{id_}")
+            fields = {"event_types": ["generation.submitted"], "max_in_flight": 1}
+            id_ = (await world.subscribe(**fields))["id"]
+        queue_answers(world, gate)
+        await until_looked(world)
+        for _ in range(2):
+            await world.generate()
+        await gate.wait_for(1)
+        lane, holds = world.app.worker.dispatcher.lanes[id_], world.app.database.holds
+        async with during_a_look(world, monkeypatch):
+            world.app.worker.ownership.busy = lambda: ALL
+            async with beside(world):
+                await until(world, lambda: not holds(id_))
+                gate.is_open.set()
+                await until(world, lambda: not lane.in_flight)
+                assert len(world.subscribers.webhooks) == 1
+            await until(world, lambda: holds(id_))
+        await until(world, lambda: len(world.subscribers.webhooks) == 2)
 
 
 async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_path: Path) -> None:

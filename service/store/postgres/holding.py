@@ -17,9 +17,16 @@ class Holding:
         self._until = 0.0
         self._clock: Callable[[], float] = time.monotonic
 
-    def put(self, shards: frozenset[int], until: float, clock: Callable[[], float]) -> None:
-        """Hold these shards until `until`, in seconds of the clock; the next call may extend it."""
+    def put(
+        self, shards: frozenset[int], until: float, clock: Callable[[], float]
+    ) -> frozenset[int]:
+        """Hold these shards until `until`, in seconds of the clock; the next call may extend it.
+
+        Return those of the last call that are not held any more.
+        """
+        lost = self._shards - shards
         self._shards, self._until, self._clock = shards, until, clock
+        return lost
 
     @property
     def shards(self) -> frozenset[int]:

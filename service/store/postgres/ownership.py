@@ -43,6 +43,7 @@ class ShardLocks:
 
     def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
         self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
+        self.on_lost: Callable[[frozenset[int]], None] = lambda _shards: None
         self._database = database
         self._clock = clock
         self._locks: locks.Locks | None = None
@@ -50,6 +51,7 @@ class ShardLocks:
         self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
         self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
+        self._suspect: tuple[int, float] | None = None  # Who was silent at the last look, since.
         self._looked_at = -LOOK_SECONDS
         self._interests: Collection[int] = NONE  # Shards asked for since it held none.
         self._told: set[int] = set()  # Shards in which others have committed.
@@ -205,10 +207,21 @@ class ShardLocks:
         elif free := set(shards or ()) - view.taken:
             self._locked |= await session.take(free)
         self._publish()
-        # After a silence of its own, this worker cannot judge that of others.
-        silent, is_regular = view.silent, sent_at - self._regular_since >= locks.SILENT_SECONDS
-        if silent and is_regular and await session.replace(silent):
+        silent = view.silent
+        if silent and self._had_time(silent, sent_at) and await session.replace(silent):
             _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
+
+    def _had_time(self, silent: locks.Silent, now: float) -> bool:
+        """Return whether a silent process could have spoken since all were silent together.
+
+        As in a sleep of the machine: for so long this process was regular itself, or it has known
+        of that silence. Ticks may come too seldom to be regular.
+        """
+        pid, since = self._suspect or (0, now)
+        if pid != silent.pid or silent.seconds < now - since:  # Another one, or another silence.
+            since = now
+        self._suspect = silent.pid, since
+        return now - min(since, self._regular_since) >= locks.SILENT_SECONDS
 
     async def _share(self, session: locks.Locks, view: locks.View) -> None:
         """Give up the shards beyond this worker's share, or take free ones up to it."""
@@ -232,12 +245,15 @@ class ShardLocks:
         self._beat_at = sent_at
 
     def _publish(self) -> None:
-        shards = frozenset(self._locked - self._leaving)
-        self._database.holding.put(shards, self._beat_at + VALID_SECONDS, self._clock)
+        self._hold(frozenset(self._locked - self._leaving), self._beat_at + VALID_SECONDS)
 
     def _forget(self) -> None:
         self._locked, self._leaving, self._is_worker = set(), set(), False
-        self._database.holding.put(NONE, 0.0, self._clock)
+        self._hold(NONE, 0.0)
+
+    def _hold(self, shards: frozenset[int], until: float) -> None:
+        if lost := self._database.holding.put(shards, until, self._clock):
+            self.on_lost(lost)
 
     def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
         shards, sender = read_notice(payload)

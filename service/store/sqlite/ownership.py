@@ -30,6 +30,8 @@ class FileLock:
         self.name = f"process {os.getpid()}"
         self.refusal: str | None = None
         self.busy: Callable[[], Collection[int]] = frozenset
+        # Never called: the lock is given up at the end of a session.
+        self.on_lost: Callable[[frozenset[int]], None] = lambda _shards: None
 
     @property
     def shards(self) -> frozenset[int]:
