@@ -153,7 +153,8 @@ class Session:
     def _forget(self, shards: frozenset[int]) -> None:
         """Drop the lanes of shards that were lost: once these come back, the rows may differ."""
         self._lost |= shards
-        drop_lost(self.dispatcher.lanes, self.context.database.holds)
+        others = self._shards - self._lost  # All but these are looked at again.
+        drop_lost(self.dispatcher.lanes, lambda id_: shard_of(id_) in others)
 
     def debt_seconds(self) -> float:
         """Return for how long to keep the right to work, so that all turns keep the poll rate."""

@@ -233,7 +233,7 @@ class Dispatcher:
 
     def _after_read(self, lane: Lane) -> None:
         """Pump a lane that was read, or could not be."""
-        if lane.is_deleted:
+        if lane.is_over:
             self.lanes.pop(lane.subscriber_id, None)
         else:
             self._pump(lane, self.context.clock())

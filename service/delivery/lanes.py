@@ -84,7 +84,9 @@ class Lane(Struct, eq=False):
     next_send_at: float = 0.0
     is_loading: bool = False  # Its subscriber or rows are being read, or the read is queued.
     next_read_at: int = 0  # After a read that failed; 0 once the subscriber was changed.
-    is_deleted: bool = False  # The subscriber was deleted, and no delivery to it is pending.
+    is_unread: bool = False  # Whether the database failed at the last read.
+    # Its shard was lost, or its subscriber was deleted and no delivery to it is pending.
+    is_over: bool = False
     # Deliveries whose attempts were stored during the current read, which may show them as before.
     recorded_while_loading: set[str] = field(default_factory=set)
     revision: int = 0  # Grows with each change, so that a read that began before it is dropped.

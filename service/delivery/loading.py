@@ -70,10 +70,15 @@ class Loads:
 
     async def _read(self, lane: Lane) -> None:
         if not self._context.database.holds(lane.subscriber_id):
-            return  # Its shard was lost meanwhile: it is read once that has come back.
+            # Its shard was lost meanwhile; once that has come back, a look finds it again.
+            lane.drop_recipient()
+            lane.is_over = not lane.in_flight
+            return
+        lane.is_unread = False
         try:
             await load(self._context, self._receivers, lane)
         except StorageError as error:
+            lane.is_unread = True
             _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
             lane.put_off_reads(self._context.clock() + STORAGE_RETRY_MS)
         except Exception:  # noqa: BLE001  one lane's trouble must not end the others
@@ -102,7 +107,7 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
     lane.drop_waiting()
     # A batch in each turn: the lane is read again until no delivery is pending.
     cancel = context.database.write(deliveries.cancel, lane.subscriber_id, tenant=lane.tenant)
-    lane.is_deleted = not await cancel
+    lane.is_over = not await cancel
 
 
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
@@ -156,7 +161,7 @@ def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
 
 
 def _held_up_until(lane: Lane, now: int) -> int | None:
-    if now < lane.next_read_at <= now + STORAGE_RETRY_MS:
+    if lane.is_unread and now < lane.next_read_at:
         return lane.next_read_at
     has_work = lane.waiting or any(backlog.next_due_at <= now for backlog in lane.backlogs)
     return lane.blocked_until(now) if lane.is_open and has_work else None

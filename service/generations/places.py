@@ -3,7 +3,10 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from service.store.shards import shard_of
 from service.upstream.catalogue import STATUS_PATH, Model
+
+UNPLACED_TENANTS_MAX = 100
 
 
 class Places:
@@ -44,6 +47,43 @@ class Places:
     def full(self) -> list[str]:
         """Return the tenants that hold places and get no further one."""
         return [tenant for tenant in self._held if not self.has_room(tenant)]
+
+
+class Unplaced:
+    """The shards in which generations found no place, until none is due there that gets one.
+
+    They are kept by tenant, each with its latest generation.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[str, dict[int, str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def note(self, tenant: str, id_: str) -> None:
+        """Keep the shard of a generation that found no place; if there are many, drop old ones."""
+        self._ids.setdefault(tenant, {})[shard_of(id_)] = id_
+        if len(self._ids) > UNPLACED_TENANTS_MAX:
+            del self._ids[next(iter(self._ids))]
+
+    def shards_with_room(self, places: Places) -> set[int]:
+        """Return the shards of the tenants that would get a place now."""
+        return {
+            shard for tenant, ids in self._ids.items() if places.has_room(tenant) for shard in ids
+        }
+
+    def ids(self) -> list[tuple[str, str]]:
+        """Return each tenant with each of its generations."""
+        return [(tenant, id_) for tenant, ids in self._ids.items() for id_ in ids.values()]
+
+    def forget(self, tenant: str, id_: str) -> None:
+        """Forget the shard of a generation, unless another one has found no place there since."""
+        ids = self._ids.get(tenant, {})
+        if ids.get(shard := shard_of(id_)) == id_:
+            del ids[shard]
+        if not ids:
+            self._ids.pop(tenant, None)
 
 
 class RoutePlaces:

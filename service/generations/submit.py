@@ -13,7 +13,7 @@ from service.context import Context
 from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch
-from service.generations.places import Places
+from service.generations.places import Places, Unplaced
 from service.generations.request import request_of
 from service.generations.send import Submission, send
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
@@ -23,7 +23,6 @@ from service.model.generation import Generation, NewGeneration
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
-from service.store.shards import shard_of
 from service.telemetry import log
 from service.upstream.callback_url import new_nonce
 
@@ -92,8 +91,7 @@ class Submitter:
         self.places = Places(PLACES)
         self.stuck = Stuck()
         self._last_tenant = ""  # The tenant behind it has the next turn.
-        # The latest generation of each shard that found no place here, until none is due there.
-        self.unplaced: dict[int, str] = {}
+        self.unplaced = Unplaced()
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
@@ -114,13 +112,15 @@ class Submitter:
         except StorageError:  # The client is told at once; the row may be stored all the same.
             if has_place:
                 self._begin(generation_id, self._put_back_late(tenant, generation_id))
+            else:
+                self.unplaced.note(tenant, generation_id)
             raise
         except BaseException:
             if has_place:
                 self._give_back(tenant)
             raise
         if not has_place:
-            self.unplaced[shard_of(generation_id)] = generation_id
+            self.unplaced.note(tenant, generation_id)
         is_sending = has_place and generation.submission == "sending"
         if has_place and not is_sending:
             self._give_back(tenant)
@@ -173,7 +173,8 @@ class Submitter:
     def _give_back(self, tenant: str) -> None:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
-        self.context.elsewhere.update(self.unplaced)  # For the next drive.
+        # For the next drive. A tick or a loop looks at all shards.
+        self.context.elsewhere.update(self.unplaced.shards_with_room(self.places))
 
     async def _mark(
         self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
@@ -230,23 +231,23 @@ class Submitter:
     async def has_due(self) -> bool:
         """Return whether submissions are due in the shards held here, with or without a place.
 
-        True if the database fails; False during a pause that upstream asked for. If none is due,
-        forget the shards of those that found no place.
+        True if the database fails; False during a pause that upstream asked for. Forget the shards
+        of those that found no place and are not due any more.
         """
-        now, database = self.context.clock(), self.context.database
-        unplaced = [each for each in self.unplaced.items() if database.holds(each[1])]
+        now, database, full = self.context.clock(), self.context.database, self.places.full()
+        unplaced = [each for each in self.unplaced.ids() if database.holds(each[1])]
         try:
-            due_at, paused_until = await database.read(_next_due, self.stuck.ids(now))
+            times = await database.read(_next_due, full, self.stuck.ids(now))
         except StorageError:
             return True
-        if due_at is not None and due_at <= now:
-            self.budget.note(paused_until, now)
-            return not self.budget.is_paused(now)
-        for shard, id_ in unplaced:
-            # Else the shard was lost meanwhile, or another one was accepted in it.
-            if database.holds(id_) and self.unplaced.get(shard) == id_:
-                del self.unplaced[shard]
-        return False
+        *due_times, paused_until = times
+        is_due, is_due_with_place = (at is not None and at <= now for at in due_times)
+        for tenant, id_ in unplaced:
+            may_be_there = is_due if tenant in full else is_due_with_place
+            if not may_be_there and database.holds(id_):  # Else the shard was lost meanwhile.
+                self.unplaced.forget(tenant, id_)
+        self.budget.note(paused_until, now)
+        return is_due and not self.budget.is_paused(now)
 
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.
@@ -305,10 +306,16 @@ async def _read_due(
     )
 
 
-async def _next_due(tx: Transaction, without: Sequence[str]) -> tuple[int | None, int]:
-    """Return when the next submission of any tenant is due, and until when upstream is paused."""
+async def _next_due(
+    tx: Transaction, full: Sequence[str], without: Sequence[str]
+) -> tuple[int | None, int | None, int]:
+    """Return when the next submission is due, and of other tenants than the full ones; the pause.
+
+    The pause is that of upstream, until when.
+    """
     due_at = await generations.next_due(tx, "submit", (), without)
-    return due_at, await generations.get_pause(tx)
+    of_others = await generations.next_due(tx, "submit", full, without) if full else due_at
+    return due_at, of_others, await generations.get_pause(tx)
 
 
 async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generation]:

@@ -60,3 +60,4 @@ async def test_a_lane_whose_shard_was_lost_meanwhile_is_not_read(
     assert read == ["sub_0"]
     assert went_on == lanes
     assert not any(lane.is_loading for lane in lanes)
+    assert [lane.is_over for lane in lanes] == [False, True]

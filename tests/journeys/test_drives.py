@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,22 @@ import httpx
 import pytest
 
 from service.app import App
-from service.generations import submit
 from service.generations.budget import Budget
 from service.model.errors import StorageError
 from service.session import Session
 from service.store import questions
-from service.store.database import Transaction
 from service.store.postgres import notices
-from service.store.shards import ALL, shard_of
-from tests.faults import DelayedAnswer, rows
+from service.store.shards import shard_of
 from tests.harness import (
     SUBSCRIBER_URL,
     Harness,
     RunningClock,
-    create_answer,
     opened,
     settings,
     started,
     success_report,
 )
-from tests.journeys.gates import Counting, Gate, by_hand, queue_answers, tick_until_asked
+from tests.journeys.gates import Counting, Gate, queue_answers, tick_until_asked
 from tests.journeys.test_stop import HangingUpstream
 
 OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
@@ -422,77 +418,6 @@ async def test_who_let_go_late_looks_again_for_those_who_were_refused(tmp_path: 
         await driving(world.app)
         assert world.upstream.polls == ["task1"]
         assert not works(world.app)
-
-
-@asynccontextmanager
-async def without_places(
-    path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int
-) -> AsyncIterator[tuple[Harness, DelayedAnswer]]:
-    """Run a service whose two places hang until the answer is sent, while some found none."""
-    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
-    async with driven(path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.extend([hanging.reply] * 2)
-        creating = [asyncio.create_task(world.generate()) for _ in range(2)]
-        while world.app.worker.submitter.places.taken < 2:
-            await world.get("/v1/events")
-        for _ in range(waiting):
-            await world.generate()
-        await driving(world.app)
-        yield world, hanging
-        hanging.release()
-        await asyncio.gather(*creating)
-        await driving(world.app)
-
-
-async def submissions(world: Harness) -> set[str]:
-    return {row["submission"] for row in await rows(world, "SELECT submission FROM generations")}
-
-
-async def test_what_found_no_place_is_submitted_by_the_drives_of_those_who_had_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with without_places(tmp_path, monkeypatch, 7) as (world, _):
-        assert len(world.upstream.creates) == 2
-    async with driven(tmp_path) as world:
-        assert await submissions(world) == {"taken"}
-
-
-async def test_shards_are_remembered_until_nothing_in_them_waits_for_a_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with without_places(tmp_path, monkeypatch, 3) as (world, _):
-        submitter, worker = world.app.worker.submitter, world.app.worker
-        before = {*submitter.unplaced}
-        worker.context.elsewhere.update(ALL)
-        await worker.drive("gen_1")  # It finds them, and no place.
-        await driving(world.app)
-        assert {*submitter.unplaced} == before
-        other = world.new_app()
-        await other.start(worker=False)
-        assert (await other.worker.tick(60)).submitted == 3
-        await other.stop()
-        worker.context.elsewhere.update(ALL)
-        await worker.drive("gen_1")
-        await driving(world.app)
-        assert submitter.unplaced == {}, "no later drive takes them"
-
-
-async def test_who_finds_no_place_while_the_rows_are_read_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with driven(tmp_path) as world:
-        submitter, read = world.app.worker.submitter, submit._next_due
-        submitter.unplaced.update({shard_of(id_): id_ for id_ in ("gen_1", "gen_2")})
-
-        async def read_slowly(tx: Transaction, without: Sequence[str]) -> tuple[int | None, int]:
-            found = await read(tx, without)
-            submitter.unplaced[shard_of("gen_2")] = "another"
-            return found
-
-        monkeypatch.setattr(submit, "_next_due", read_slowly)
-        assert not await by_hand(world, submitter.has_due())
-        assert submitter.unplaced == {shard_of("gen_2"): "another"}
 
 
 async def until_told(world: Harness) -> None:

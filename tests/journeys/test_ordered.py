@@ -1,5 +1,6 @@
 """Ordered subscribers: the events of one generation one after the other, and no others waiting."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ from service.delivery.lanes import NEVER
 from service.delivery.target import Answer
 from service.model import ids
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers, take_over
+from tests.journeys.test_ticks import until_nothing_is_due
 
 
 def story(world: Harness) -> list[tuple[int, str, float]]:
@@ -166,6 +168,28 @@ async def test_a_retry_by_hand_of_an_event_that_waited_leaves_its_own_schedule_a
             await world.client.post(f"/v1/deliveries/{each['id']}/retry")
         await pass_seconds(world, 3)
         assert [word for _, word, _ in story(world)] == ["submitted"] * 2 + ["succeeded"] * 2
+
+
+async def test_an_attempt_that_is_recorded_after_another_process_delivered_holds_up_no_later_event(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body", shutdown_seconds=0) as world:
+        await until_nothing_is_due(world)
+        await world.subscribe(ordered=True)
+        gate = Gate(Answer(500, (("retry-after", "80000"),), b""))
+        queue_answers(world, gate, 200, 500)
+        await world.generate()
+        assert (await world.call_back()).status_code == 200
+        ticking = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        before = await take_over(world)
+        await world.run()
+        gate.is_open.set()
+        await asyncio.wait([ticking])
+        await before.stop()
+        await pass_seconds(world, 10)
+        words = [word for _, word, _ in story(world)]
+        assert words == ["submitted", "submitted", "succeeded", "succeeded"]
 
 
 async def test_order_holds_after_a_restart(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from service.app import App
 from service.delivery.dispatch import Dispatcher
+from service.delivery.lanes import Lane
 from service.store import reseal
 from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
@@ -370,6 +371,19 @@ async def test_a_request_is_not_answered_for_a_tick_that_lacks_its_shard(tmp_pat
         await tick
         await until(world, lambda: not worker.ownership.is_held)
         await other.stop()
+
+
+async def test_lanes_of_shards_that_are_kept_stay_though_no_shard_is_valid_at_the_moment(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        session = world.app.worker.session
+        session._shards = ALL
+        lanes = session.dispatcher.lanes
+        lanes.update({id_: Lane(id_) for id_ in ("sub_1", "sub_2")})
+        assert not any(world.app.database.holds(id_) for id_ in lanes)
+        session._forget(frozenset({shard_of("sub_1")}))
+        assert list(lanes) == ["sub_2"]
 
 
 async def test_a_tick_that_lacks_a_shard_says_that_more_may_be_due(tmp_path: Path) -> None:

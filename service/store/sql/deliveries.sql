@@ -71,7 +71,8 @@ WHERE tenant = :tenant AND status = 'pending' AND id IN (
     {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
     WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND (d.event_id, d.id) > (SELECT event_id, id FROM deliveries
-            WHERE tenant = :tenant AND id = :delivery_id));
+            -- It may have ended: by another process, or by a person.
+            WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'));
 
 -- name: delivery_make_due
 -- Make the next event of a generation due when it is by its own schedule, once the delivery of the one

@@ -1,0 +1,120 @@
+"""Submissions that found no place, in processes that only drive: who submits them, and when."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.generations import submit
+from service.store.database import Transaction
+from service.store.shards import ALL, shard_of
+from tests.faults import DelayedAnswer, rows
+from tests.harness import Harness, create_answer
+from tests.journeys.gates import by_hand
+from tests.journeys.test_drives import driven, driving
+
+
+@asynccontextmanager
+async def without_places(
+    path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> AsyncIterator[tuple[Harness, DelayedAnswer]]:
+    """Run a service whose two places hang until the answer is sent, while some found none."""
+    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
+    async with driven(path, submit_wait_seconds=60.0) as world:
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+        world.upstream.create_replies.extend([hanging.reply] * 2)
+        creating = [asyncio.create_task(world.generate()) for _ in range(2)]
+        while world.app.worker.submitter.places.taken < 2:
+            await world.get("/v1/events")
+        for _ in range(waiting):
+            await world.generate()
+        await driving(world.app)
+        yield world, hanging
+        hanging.release()
+        await asyncio.gather(*creating)
+        await driving(world.app)
+
+
+async def submissions(world: Harness) -> set[str]:
+    return {row["submission"] for row in await rows(world, "SELECT submission FROM generations")}
+
+
+async def test_what_found_no_place_is_submitted_by_the_drives_of_those_who_had_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with without_places(tmp_path, monkeypatch, 7) as (world, _):
+        assert len(world.upstream.creates) == 2
+    async with driven(tmp_path) as world:
+        assert await submissions(world) == {"taken"}
+
+
+async def test_shards_are_remembered_until_nothing_in_them_waits_for_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with without_places(tmp_path, monkeypatch, 3) as (world, _):
+        submitter, worker = world.app.worker.submitter, world.app.worker
+        before = submitter.unplaced.ids()
+        worker.context.elsewhere.update(ALL)
+        await worker.drive("gen_1")  # It finds them, and no place.
+        await driving(world.app)
+        assert submitter.unplaced.ids() == before != []
+        other = world.new_app()
+        await other.start(worker=False)
+        assert (await other.worker.tick(60)).submitted == 3
+        await other.stop()
+        worker.context.elsewhere.update(ALL)
+        await worker.drive("gen_1")
+        await driving(world.app)
+        assert not submitter.unplaced, "no later drive takes them"
+
+
+async def test_who_finds_no_place_while_the_rows_are_read_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(tmp_path) as world:
+        submitter, read = world.app.worker.submitter, submit._next_due
+        ids = (f"gen_{number}" for number in count(3))
+        another = next(id_ for id_ in ids if shard_of(id_) == shard_of("gen_2"))
+        for id_ in ("gen_1", "gen_2"):
+            submitter.unplaced.note("default", id_)
+
+        async def read_slowly(
+            tx: Transaction, full: Sequence[str], without: Sequence[str]
+        ) -> tuple[int | None, int | None, int]:
+            found = await read(tx, full, without)
+            submitter.unplaced.note("default", another)
+            return found
+
+        monkeypatch.setattr(submit, "_next_due", read_slowly)
+        assert not await by_hand(world, submitter.has_due())
+        assert submitter.unplaced.ids() == [("default", another)]
+
+
+async def only_those_without_room(*_: Any) -> tuple[int, None, int]:
+    """What is due, what is due of tenants with room, and the pause."""
+    return 1, None, 0
+
+
+async def test_a_place_that_is_given_back_brings_no_drive_for_tenants_without_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with driven(tmp_path) as world:
+        submitter, elsewhere = world.app.worker.submitter, world.app.worker.context.elsewhere
+        for tenant, id_ in (("full", "gen_1"), ("other", "gen_2")):
+            submitter.unplaced.note(tenant, id_)
+        while submitter.places.take("full"):
+            pass
+        assert submitter.places.take("third")
+        submitter._give_back("third")
+        assert elsewhere == {shard_of("gen_2")}
+        monkeypatch.setattr(submit, "_next_due", only_those_without_room)
+        assert await by_hand(world, submitter.has_due())
+        assert submitter.unplaced.ids() == [("full", "gen_1")], "nothing of others is due"
+        while submitter.places.taken:
+            submitter._give_back("full")
+        assert shard_of("gen_1") in elsewhere
