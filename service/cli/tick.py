@@ -68,7 +68,8 @@ async def _tick(settings: Settings, seconds: float, every: float | None, show: S
     from service.app import App
     from service.cli.stopping import Stop, on_signals
 
-    app = App(settings)
+    # No loop runs here, whatever runs elsewhere: the polls of this process keep to the rate, too.
+    app = App(msgspec.structs.replace(settings, worker="off"))
     stop = Stop(settings.shutdown_seconds, app.begin_stop)
     await app.start(worker=False)
     try:

@@ -256,14 +256,6 @@ def test_migrate_prints_what_it_applied_and_nothing_the_second_time(
     assert str(database) in text
 
 
-def test_a_tick_prints_what_was_done(migrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("tick --seconds 60") == 0
-    assert capsys.readouterr().out == "nothing was due\n"
-    assert run("tick --json") == 0
-    assert json.loads(capsys.readouterr().out)["more"] is False
-    assert migrated.exists()
-
-
 @pytest.mark.parametrize("line", ["keys list", "keys revoke key_0", "backup a.db", "doctor"])
 def test_a_command_that_creates_nothing_says_that_there_is_no_database(
     line: str,

@@ -77,6 +77,21 @@ async def test_a_tick_goes_on_with_what_a_rate_held_up_for_a_moment(tmp_path: Pa
         assert (done.attempted, done.more) == (3, False)
 
 
+async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(tmp_path: Path) -> None:
+    async with opened(tmp_path, worker="off", poll_rate_per_second=10.0) as world:
+        for _ in range(3):
+            await world.generate()
+        world.clock.advance(400)
+        done = [await world.app.worker.tick(0.5) for _ in range(2)]  # The clock stands still.
+        assert [(each.polled, each.more) for each in done] == [(1, True), (0, True)]
+        for _ in range(4):
+            world.clock.advance(0.1)
+            last = await world.app.worker.tick(0.5)
+        assert len(world.upstream.polls) == 3
+        world.clock.advance(0.2)
+        assert not (await world.app.worker.tick(60)).more, last
+
+
 async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await until_nothing_is_due(world)
