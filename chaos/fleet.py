@@ -5,6 +5,7 @@ import itertools
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -56,12 +57,16 @@ class Balanced(httpx.AsyncBaseTransport):
         await self._below.aclose()
 
 
+# While one starts or stops. The package has a file lock for it that two threads must not share.
+_SERVERS = threading.Lock()
+
+
 class Server:
     """A PostgreSQL server, whose deadlocks are counted."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._running = engine.serve(folder, "stop")
+        self._running = self._start()
         self.url: str = self._running.get_uri()
         self._schemas = 0
         self._deadlocks = 0  # Of those before a restart, after which the server may count anew.
@@ -84,13 +89,18 @@ class Server:
     async def restart(self) -> None:
         """Stop the server, whatever is under way, and start it again."""
         before, self._deadlocks = self.count_deadlocks(), 0
-        await asyncio.to_thread(self._running.cleanup)
-        self._running = await asyncio.to_thread(engine.serve, self._folder, "stop")
+        await asyncio.to_thread(self.stop)
+        self._running = await asyncio.to_thread(self._start)
         self._deadlocks = before - self.count_deadlocks()
 
     def stop(self) -> None:
         """Stop the server."""
-        self._running.cleanup()
+        with _SERVERS:
+            self._running.cleanup()
+
+    def _start(self) -> Any:
+        with _SERVERS:
+            return engine.serve(self._folder, "stop")
 
 
 @asynccontextmanager
