@@ -47,12 +47,11 @@ class Rounds:
             # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds() if self._is_tick else None
             more = is_due or bool(self._failed) or held_up_seconds is not None
-            seconds = session.debt_seconds()
             if requested.is_set() or self.is_over(ends_at):
-                # What is left under way may make rows due, and polls may wait for the rate.
-                return more or not is_settled or (self._is_tick and bool(seconds))
+                return more or not is_settled  # What is left under way may make rows due.
             if not is_due and is_settled:
                 attempted, before = session.dispatcher.attempted, attempted
+                seconds = session.debt_seconds()
                 if held_up_seconds is not None and attempted > before:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:

@@ -77,7 +77,13 @@ async def test_a_tick_goes_on_with_what_a_rate_held_up_for_a_moment(tmp_path: Pa
         assert (done.attempted, done.more) == (3, False)
 
 
-async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(tmp_path: Path) -> None:
+async def nothing_to_clean(*_: object) -> None: ...
+
+
+async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_clean", nothing_to_clean)  # It is always due for a moment.
     async with opened(tmp_path, worker="off", poll_rate_per_second=10.0) as world:
         for _ in range(3):
             await world.generate()
