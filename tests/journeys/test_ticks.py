@@ -88,14 +88,15 @@ async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(
         for _ in range(3):
             await world.generate()
         world.clock.advance(400)
-        done = [await world.app.worker.tick(0.5) for _ in range(2)]  # The clock stands still.
-        assert [(each.polled, each.more) for each in done] == [(1, True), (0, True)]
-        for _ in range(4):
+        seconds = 0.5
+        for count in (1, 2, 3):  # The clock stands still, and the rate with it.
+            while len(world.upstream.polls) < count:  # On a busy machine a tick may get nowhere.
+                assert (await world.app.worker.tick(seconds)).more
+                seconds *= 1.5
+            assert len(world.upstream.polls) == count
             world.clock.advance(0.1)
-            last = await world.app.worker.tick(0.5)
-        assert len(world.upstream.polls) == 3
         world.clock.advance(0.2)
-        assert not (await world.app.worker.tick(60)).more, last
+        assert not (await world.app.worker.tick(60)).more
 
 
 async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
