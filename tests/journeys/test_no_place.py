@@ -1,42 +1,32 @@
 """Submissions that found no place, in processes that only drive: who submits them, and when."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from service.generations import submit
 from service.store.database import Transaction
 from service.store.shards import ALL, shard_of
-from tests.faults import DelayedAnswer, rows
-from tests.harness import Harness, create_answer
+from tests.faults import rows
+from tests.harness import Harness
 from tests.journeys.gates import by_hand
 from tests.journeys.test_drives import driven, driving
+from tests.journeys.test_ticks import every_place_taken
 
 
 @asynccontextmanager
-async def without_places(
-    path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int
-) -> AsyncIterator[tuple[Harness, DelayedAnswer]]:
-    """Run a service whose two places hang until the answer is sent, while some found none."""
-    monkeypatch.setattr(submit, "PLACES", 4)  # One tenant has half of them.
+async def without_places(path: Path, waiting: int) -> AsyncIterator[Harness]:
+    """Run a service in which every place of a tenant hangs, while some found none."""
     async with driven(path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.extend([hanging.reply] * 2)
-        creating = [asyncio.create_task(world.generate()) for _ in range(2)]
-        while world.app.worker.submitter.places.taken < 2:
-            await world.get("/v1/events")
-        for _ in range(waiting):
-            await world.generate()
-        await driving(world.app)
-        yield world, hanging
-        hanging.release()
-        await asyncio.gather(*creating)
+        async with every_place_taken(world):
+            for _ in range(waiting):
+                await world.generate()
+            await driving(world.app)
+            yield world
         await driving(world.app)
 
 
@@ -45,18 +35,18 @@ async def submissions(world: Harness) -> set[str]:
 
 
 async def test_what_found_no_place_is_submitted_by_the_drives_of_those_who_had_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    async with without_places(tmp_path, monkeypatch, 7) as (world, _):
+    async with without_places(tmp_path, 7) as world:
         assert len(world.upstream.creates) == 2
     async with driven(tmp_path) as world:
         assert await submissions(world) == {"taken"}
 
 
 async def test_shards_are_remembered_until_nothing_in_them_waits_for_a_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    async with without_places(tmp_path, monkeypatch, 3) as (world, _):
+    async with without_places(tmp_path, 3) as world:
         submitter, worker = world.app.worker.submitter, world.app.worker
         before = submitter.unplaced.ids()
         worker.context.elsewhere.update(ALL)

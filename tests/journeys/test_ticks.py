@@ -1,6 +1,8 @@
 """Ticks beside receivers that hang and rates that hold deliveries up."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -244,30 +246,29 @@ async def test_a_tick_stores_what_could_not_be_stored_or_says_that_there_is_more
         assert len(world.subscribers.webhooks) == 1
 
 
-async def take_every_place(
-    world: Harness, hanging: DelayedAnswer
-) -> list[asyncio.Task[dict[str, object]]]:
+@asynccontextmanager
+async def every_place_taken(world: Harness) -> AsyncIterator[None]:
     """Let submissions hang at upstream that take each place that one tenant gets: two of four."""
+    hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
     world.app.worker.submitter.places.size = 4
     await until_nothing_is_due(world)
     world.upstream.create_replies.extend([hanging.reply] * 2)
     creating = [asyncio.create_task(world.generate()) for _ in range(2)]
     while world.app.worker.submitter.places.taken < 2:
         await world.get("/v1/events")
-    return creating
+    yield
+    hanging.release()
+    await asyncio.gather(*creating)
 
 
 async def test_a_tick_says_that_more_is_due_where_a_submission_finds_no_place(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        creating = await take_every_place(world, hanging)
-        await world.generate()
-        first = await world.app.worker.tick(60)
-        assert (first.submitted, first.more) == (0, True)
-        hanging.release()
-        await asyncio.gather(*creating)
+        async with every_place_taken(world):
+            await world.generate()
+            first = await world.app.worker.tick(60)
+            assert (first.submitted, first.more) == (0, True)
         second = await world.app.worker.tick(60)
         assert (second.submitted, second.more) == (1, False)
 
@@ -275,29 +276,21 @@ async def test_a_tick_says_that_more_is_due_where_a_submission_finds_no_place(
 async def test_a_tick_says_that_nothing_is_due_though_a_tenant_has_all_its_places(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        creating = await take_every_place(world, hanging)
+    async with opened(tmp_path, submit_wait_seconds=60.0) as world, every_place_taken(world):
         async with asyncio.timeout(60):
             await until_nothing_is_due(world)
         assert world.app.worker.submitter.places.full() == ["default"]
-        hanging.release()
-        await asyncio.gather(*creating)
 
 
 async def test_a_pause_of_upstream_makes_nobody_call_for_tick_after_tick(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
-        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        creating = await take_every_place(world, hanging)
+    async with opened(tmp_path, submit_wait_seconds=60.0) as world, every_place_taken(world):
         await world.generate()
         now = world.clock()
         await world.app.database.write(generations.put_pause, now + 60_000, now + 60_000)
         async with asyncio.timeout(60):
             await until_nothing_is_due(world)
-        hanging.release()
-        await asyncio.gather(*creating)
 
 
 async def test_a_tick_counts_what_it_did_though_its_last_look_fails(
