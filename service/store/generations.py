@@ -1,8 +1,6 @@
 """Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
@@ -108,25 +106,25 @@ async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generat
 
 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
-    """Store changed generations, each as (before, after). They are locked.
+    """Store changed generations, each as (before, after); they were locked in order of their ids.
 
-    Their rows are written by id, and before their confirmations: transactions that write rows in
-    different orders would wait for each other.
+    Their confirmations are written afterwards: transactions that write rows in different orders
+    would wait for each other.
     """
-    rows: list[tuple[str, dict[str, Any]]] = []
+    rows: dict[str, list[dict[str, Any]]] = {}
     bodies: list[dict[str, Any]] = []
-    for before, after in sorted(changes, key=lambda change: change[1].id):
+    for before, after in changes:
         assert after.id in tx.locked, "a generation is changed that is not locked"
         row = {name: getattr(after, name) for name in _COLUMNS}
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
             row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
-            rows.append((_UPDATES[next(filter(changed.issubset, _UPDATES))], row))
+            rows.setdefault(_UPDATES[next(filter(changed.issubset, _UPDATES))], []).append(row)
         if after.output != before.output or after.error != before.error:
             body = {"id": after.id, "output": after.output, "error": after.error}
             bodies.append(encode_json(body))
-    for statement, group in groupby(rows, key=itemgetter(0)):
-        await tx.many(statement, [row for _, row in group])
+    for statement, group in rows.items():
+        await tx.many(statement, group)
     await tx.many("generation_body_update", bodies)
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from service.model import delivery, event, generation, key, replay, subscriber
+from service.model import attempt, delivery, event, generation, key, replay, subscriber
 from service.model.ids import time_of
 from service.store.database import Row, Transaction
 from service.telemetry import log
@@ -31,10 +31,12 @@ _STATEMENTS: dict[type[msgspec.Struct], Sequence[str]] = {
     replay.Replay: ["replay_by_id", "replay_insert", "replay_update"],
     subscriber.Subscriber: ["subscriber_by_id", "subscriber_insert", "subscriber_update"],
 }
-encode = msgspec.json.Encoder().encode
-for _struct in _STATEMENTS:
-    # msgspec prepares a struct at its first use, and crashes if two threads do that at once.
+# msgspec prepares a struct at its first use, and crashes if two threads do that at once. So all
+# structs that rows become are prepared here.
+STRUCTS = {*_STATEMENTS, attempt.Attempt}
+for _struct in STRUCTS:
     msgspec.json.Decoder(_struct)
+encode = msgspec.json.Encoder().encode
 
 
 def json_text(value: object) -> str:
@@ -60,6 +62,7 @@ def decode_row(struct: type[T], row: Row) -> T:
 
     ValueError or RecursionError if a value does not fit its field.
     """
+    assert struct in STRUCTS, "threads would prepare this struct"
     values = dict(row)
     for name in JSON_COLUMNS:
         if values.get(name) is not None:

@@ -197,8 +197,9 @@ async def test_eight_writers_that_change_the_same_generations_in_any_order_wait_
 
     async def change(tx: Transaction, shift: int) -> None:
         changes = []
-        read = await generations.get_many(tx, [each.id for each in stored])
-        for number, before in enumerate([*read.values()][:: -1 if shift % 2 else 1]):
+        ids = [each.id for each in stored[:: -1 if shift % 2 else 1]]
+        read = await generations.get_many(tx, ids)
+        for number, before in enumerate(read[id_] for id_ in ids):
             fields = {"next_poll_at": shift} if (number + shift) % 3 else {"submit_count": shift}
             changes.append((before, replace(before, **fields)))
         await generations.update(tx, changes)
