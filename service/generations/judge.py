@@ -132,8 +132,6 @@ def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) ->
         source = batch.generations.get(id_)
         if source is None or source.task_id is None or update is None or not update.is_end:
             continue  # Without a task nobody knows whether it is shared.
-        if source.status != update.status:
-            continue  # The update was not applied.
         for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:

@@ -200,18 +200,18 @@ async def test_the_same_callback_again_asks_again(tmp_path: Path) -> None:
 async def test_confirmations_and_refreshes_move_no_planned_poll_away(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
-        planned_at = await next_poll_at(world)
-        for number in range(5):
-            world.clock.advance(2)
-            await world.call_back({**PROGRESS, "number": number})
-            await world.run()
-            world.clock.advance(1)
-            await world.client.post(f"/v1/generations/{generation['id']}/refresh")
-        assert len(world.upstream.polls) > 5
-        assert await next_poll_at(world) == planned_at
-        await world.run(40)
-        first_delay = 2 * 60 * 0.8  # And not the tenth delay.
-        assert await next_poll_at(world) == world.clock.now + first_delay * 1_000
+        for delay_minutes in (2, 5):  # And not the tenth delay.
+            planned_at, polls = await next_poll_at(world), len(world.upstream.polls)
+            for _ in range(5):
+                world.clock.advance(2)
+                await world.call_back({**PROGRESS, "number": world.clock.now})
+                await world.run()
+                world.clock.advance(1)
+                await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+            assert len(world.upstream.polls) > polls + 5
+            assert await next_poll_at(world) == planned_at
+            await world.run((planned_at - world.clock.now) // 1_000)
+            assert await next_poll_at(world) == planned_at + delay_minutes * 60 * 0.8 * 1_000
 
 
 async def test_after_a_callback_that_says_running_the_next_poll_is_soon(tmp_path: Path) -> None:
