@@ -133,7 +133,7 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             detail = "The search looks at too much. If it takes filters or a time, ask for less."
             problem = Problem(400, "invalid_query", detail)
         case StorageBusyError():
-            problem = unavailable("Too many requests are waiting for their turn.")
+            problem = unavailable(f"Try again: {error}.")
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
             problem = unavailable("The database did not store the request.")

@@ -73,6 +73,7 @@ async def test_bodies_that_wait_for_the_disk_are_bounded(tmp_path: Path) -> None
         assert (await world.call_back(content=b"[" + b"1" * 20 + b"]")).status_code == 503
         answer = await world.client.post("/v1/subscribers", json={"url": "https://example.com"})
         assert answer.status_code == 503
+        assert answer.json()["detail"] == "Try again: the queue in front of the database is full."
         queue._held_bytes = 0
         assert (await world.call_back(content=b"[" + b"1" * 20 + b"]")).status_code == 200
 
@@ -90,6 +91,17 @@ async def test_a_claim_whose_commit_takes_long_is_submitted(
         assert (await claiming)[0] == 1
         await submitter.settle()
         assert [row["submission"] for row in await submissions(world)] == ["taken"]
+
+
+async def test_who_is_refused_for_a_hanging_disk_is_not_told_of_other_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        async with stalled_disk(world, monkeypatch):
+            refused = asyncio.create_task(world.client.post("/v1/generations", json=NEW))
+        answer = await refused
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+        assert answer.json()["detail"] == "Try again: the database did not commit in time."
 
 
 async def test_a_generation_whose_commit_takes_long_is_submitted_by_a_later_try(
