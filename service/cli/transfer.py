@@ -11,7 +11,7 @@ from typing import Any
 
 from service.cli import output, streams
 from service.cli.arguments import add_json, check, define
-from service.model.errors import CommandError, SettingsError
+from service.model.errors import CommandError, SettingsError, UsageError
 from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
 
@@ -60,7 +60,7 @@ def _identify(source: str) -> str:
 def copy(options: argparse.Namespace) -> int:
     """Copy every row and compare counts and digests of both sides; an interrupted copy goes on."""
     if _identify(options.source) == _identify(options.target):
-        raise CommandError("--from and --to are the same database")
+        raise UsageError("--from and --to are the same database.")
     try:
         _ = options.source.startswith(POSTGRES) or Path(options.source).stat()
     except OSError as error:

@@ -175,4 +175,4 @@ def test_no_look_at_a_generation_is_longer_than_a_router_waits(
 def test_a_limit_of_no_bytes_is_wrong(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main.main(["generations", "save", "gen_1", "--max-bytes", size])
-    assert "--max-bytes: a whole number of bytes, at least 1" in capsys.readouterr().err
+    assert "--max-bytes: must be a whole number of bytes, at least 1" in capsys.readouterr().err
