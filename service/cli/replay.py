@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,18 +126,16 @@ def _explain(connection: "httpx.Client", subscriber_id: str) -> None:
 @contextlib.contextmanager
 def _show_progress(options: argparse.Namespace) -> Iterator[Step]:
     """Show a bar on a terminal that has rich, else a line for each change; nothing with JSON."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
     if options.json:
         yield lambda _done, _total: None
         return
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_terminal or importlib.util.find_spec("rich") is None:  # It is an extra.
         yield _make_line_printer()
         return
-    try:
-        from rich.console import Console  # It is an extra.
-        from rich.progress import Progress
-    except ImportError:
-        yield _make_line_printer()
-        return
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

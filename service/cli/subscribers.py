@@ -62,10 +62,8 @@ def update(command: Command, options: argparse.Namespace) -> int:
     with calls.connect(options) as connection:
         given = fields.get("filter", {})
         if len(given) == 1:
-            now = client.send(
-                connection, SUBSCRIBERS["get"]._replace(shape=answers.Filtered), options
-            )
-            fields["filter"] = now["filter"] | given
+            read = SUBSCRIBERS["get"]._replace(shape=answers.Filtered)
+            fields["filter"] = client.send(connection, read, options)["filter"] | given
         answer = client.send(connection, command, options, json=fields)
         client.show_answer(command, options, answer)
         _note_unknown(connection, {"filter": given})

@@ -48,8 +48,7 @@ def tick(options: argparse.Namespace) -> int:
     # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
     settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
-    interrupts.always_raise()
-    asyncio.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
+    interrupts.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
     return 0
 
 
