@@ -92,7 +92,7 @@ def create_key(options: argparse.Namespace, show: Show) -> None:
     # The key is shown before it is stored: a key that nobody has seen must not be valid.
     before = partial(show, {**key.view(), "key": secret})
     try:
-        _act("key.create", read_settings(), _insert, key, secret, before=before)
+        _audit("key.create", _write(read_settings(), _insert, key, secret, before=before))
     except StorageError as error:
         raise CommandError(f"the key was not created: {error}") from error
 
@@ -114,21 +114,14 @@ def list_keys(options: argparse.Namespace, show: Show) -> None:
 
 def revoke_key(options: argparse.Namespace, show: Show) -> None:
     """Revoke a key of any tenant: every request with it is refused."""
-    _act("key.revoke", settings_of_existing(), _revoke, options.id)
+    _audit("key.revoke", _write(settings_of_existing(), _revoke, options.id))
     show({"id": options.id})
 
 
-def _act(
-    act: str,
-    settings: Settings,
-    unit: Callable[..., Any],
-    *arguments: object,
-    before: Callable[[], None] | None = None,
-) -> None:
-    """Change a key, and log the same `audit` line as the API."""
+def _audit(act: str, key: Key) -> None:
+    """Log the same line of an act on a key as the API."""
     from service.telemetry import log
 
-    key: Key = _write(settings, unit, *arguments, before=before)
     log.get().info("audit", act=act, id=key.id, of_tenant=key.tenant, of_scopes=key.scopes)
 
 
