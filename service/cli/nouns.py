@@ -25,23 +25,23 @@ class Noun(NamedTuple):
         check(bool(is_own), f"must be the id of {self.name}, such as {self.example}")
         return text
 
-    def given(self, place: Place, field: str, metavar: str, help_: str) -> Argument:
+    def id_argument(self, place: Place, field: str, metavar: str, help_: str) -> Argument:
         """Return the positional argument that is an id."""
         options = {"type": self.parse_id, "metavar": metavar, "help": help_}
         return Argument("id", place, field, options)
 
-    def one(self, summary: str, call: str, *arguments: Argument, **more: Any) -> Command:
+    def one(
+        self, summary: str, call: str, *arguments: Argument, example: str = "", **more: Any
+    ) -> Command:
         """Return a command about the one whose id is given.
 
-        call: the method, and what follows the id in the path. The example shows it after an id.
+        call: the method, and what follows the id in the path. example: what follows the id in help.
         """
         method, _, step = call.partition(" ")
-        given = self.given("path", "id", "ID", "its id")
-        example = f"{self.example} {more.pop('example', '')}".rstrip()
+        id_ = self.id_argument("path", "id", "ID", "its id")
+        path, example = f"{self.path}/{{id}}{step}", f"{self.example} {example}".rstrip()
         more |= {"answer": "none"} if method == "DELETE" else {}
-        return Command(
-            summary, example, method, f"{self.path}/{{id}}{step}", (given, *arguments), **more
-        )
+        return Command(summary, example, method, path, (id_, *arguments), **more)
 
     def page(self, summary: str, example: str, *filters: Argument, **more: Any) -> Command:
         """Return a command that lists those which pass the filters."""

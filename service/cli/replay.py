@@ -157,7 +157,7 @@ REPLAY = Command(
     f"{nouns.SUBSCRIBER.example} --since 24h --only all",
     *("POST", nouns.REPLAY.path),
     (
-        nouns.SUBSCRIBER.given("body", "subscriber_id", "SUBSCRIBER", "id of the subscriber"),
+        nouns.SUBSCRIBER.id_argument("body", "subscriber_id", "SUBSCRIBER", "id of the subscriber"),
         argument(
             *("own", "--since", "start of the period: an age (90m, 24h, 7d) or an RFC 3339 time"),
             required=True,

@@ -60,13 +60,13 @@ def update(command: Command, options: argparse.Namespace) -> int:
     if not fields:
         raise UsageError("name a field to change: see genhook subscribers update --help.")
     with calls.connect(options) as connection:
-        given = fields.get("filter", {})
-        if len(given) == 1:
+        filters = fields.get("filter", {})
+        if len(filters) == 1:
             read = SUBSCRIBERS["get"]._replace(shape=answers.Filtered)
-            fields["filter"] = client.send(connection, read, options)["filter"] | given
+            fields["filter"] = client.send(connection, read, options)["filter"] | filters
         answer = client.send(connection, command, options, json=fields)
         client.show_answer(command, options, answer)
-        _note_unknown(connection, {"filter": given})
+        _note_unknown(connection, {"filter": filters})
     return 0
 
 
