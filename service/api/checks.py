@@ -110,7 +110,7 @@ def _refuse_header(name: str, value: str) -> str | None:
     if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not re.fullmatch("[ -~]{0,1000}", value):
         return HEADER_RULE
     if lower.startswith(("webhook-", "ce-", "content-")) or lower == "user-agent":
-        return f"The header {lower} is set by genhook."
+        return "is set by genhook"
     return refuse_header(name)
 
 

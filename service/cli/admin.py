@@ -1,13 +1,12 @@
 """Commands that open the database themselves, beside a running service or without one."""
 
 import argparse
-import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from service.cli import interrupts, output, streams
 from service.cli.arguments import add_json, define
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.store.database import Transaction
     from service.store.pages import Page
 
-T = TypeVar("T")
 Show = Callable[[dict[str, Any]], None]  # Prints an answer of the API.
 
 
@@ -40,19 +38,13 @@ def migrate(options: argparse.Namespace) -> int:
 
     settings = read_settings()
     log.configure("warning")
-    steps, version = _run(_migrate(settings))
+    steps, version = interrupts.run(_migrate(settings))
     name = settings.database_name
     done = {"database": name, "applied": steps, "schema_version": version}
     lines = [f"applied {step}" for step in steps]
     lines.append(f"{name} has schema {version}, the one that this genhook needs.")
     output.show(options, done, lines)
     return 0
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine; Ctrl-C cancels it unless it handles signals."""
-    interrupts.always_raise()
-    return asyncio.run(main)
 
 
 async def _migrate(settings: Settings) -> tuple[list[str], int]:
@@ -100,7 +92,7 @@ def create_key(options: argparse.Namespace, show: Show) -> None:
     # The key is shown before it is stored: a key that nobody has seen must not be valid.
     before = partial(show, {**key.view(), "key": secret})
     try:
-        _act("key.create", read_settings(), _insert, key, secret, before=before)
+        _audit("key.create", _write(read_settings(), _insert, key, secret, before=before))
     except StorageError as error:
         raise CommandError(f"the key was not created: {error}") from error
 
@@ -122,21 +114,14 @@ def list_keys(options: argparse.Namespace, show: Show) -> None:
 
 def revoke_key(options: argparse.Namespace, show: Show) -> None:
     """Revoke a key of any tenant: every request with it is refused."""
-    _act("key.revoke", settings_of_existing(), _revoke, options.id)
+    _audit("key.revoke", _write(settings_of_existing(), _revoke, options.id))
     show({"id": options.id})
 
 
-def _act(
-    act: str,
-    settings: Settings,
-    unit: Callable[..., Any],
-    *arguments: object,
-    before: Callable[[], None] | None = None,
-) -> None:
-    """Change a key, and log the same `audit` line as the API."""
+def _audit(act: str, key: Key) -> None:
+    """Log the same line of an act on a key as the API."""
     from service.telemetry import log
 
-    key: Key = _write(settings, unit, *arguments, before=before)
     log.get().info("audit", act=act, id=key.id, of_tenant=key.tenant, of_scopes=key.scopes)
 
 
@@ -157,7 +142,7 @@ def _write(
             return await context.database.write(unit, context, *arguments)
 
     log.configure("info")
-    return _run(write())
+    return interrupts.run(write())
 
 
 async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> Key:

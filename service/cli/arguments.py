@@ -1,4 +1,4 @@
-"""What the commands' parsers share: examples, groups of commands, common options and checks."""
+"""What the commands' parsers share: examples, common options and how values are read."""
 
 import argparse
 import contextlib
@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.model.errors import UsageError
 from service.model.number import read_decimal, read_whole
 
 Run = Callable[[argparse.Namespace], int]  # A command; it returns the exit status.
 NULL = object()  # JSON's `null`; None means that the option is not given.
-KEY_VARIABLES = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")  # The first one that is set is used.
 
 
 class StoreOnce(argparse.Action):
@@ -55,7 +53,7 @@ def parse_number(text: str, low: float, high: float) -> float:
     """Read a number from `low` to `high`."""
     value = read_decimal(text)
     if value is None or not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"a number from {low:g} to {high:g}")
+        raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}")
     return value
 
 
@@ -63,7 +61,7 @@ def parse_whole(text: str) -> int:
     """Read a whole number."""
     value = read_whole(text)
     if value is None:
-        raise argparse.ArgumentTypeError("a whole number")
+        raise argparse.ArgumentTypeError("must be a whole number of up to 20 digits")
     return value
 
 
@@ -71,7 +69,7 @@ def parse_size(text: str) -> int:
     """Read a number of bytes, at least 1."""
     value = read_whole(text)
     if not value:
-        raise argparse.ArgumentTypeError("a whole number of bytes, at least 1")
+        raise argparse.ArgumentTypeError("must be a whole number of bytes, at least 1")
     return value
 
 
@@ -80,22 +78,15 @@ def split_commas(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def parse_id(text: str) -> str:
-    """Read the id of a row. It becomes a step of a URL's path, so nothing else may be in it."""
-    is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
-    check(is_plain, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
-    return text
-
-
 def parse_name(text: str) -> str:
     """Read the name of a key."""
-    check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
+    check(1 <= len(text) <= 100 and text.isprintable(), "must be 1 to 100 printable characters")
     return text
 
 
 def parse_idempotency_key(text: str) -> str:
     """Read an idempotency key, which becomes a header."""
-    check(bool(re.fullmatch(r"[!-~]{1,255}", text)), "1 to 255 visible ASCII characters")
+    check(bool(re.fullmatch(r"[!-~]{1,255}", text)), "must be 1 to 255 visible ASCII characters")
     return text
 
 
@@ -104,21 +95,21 @@ def parse_scopes(text: str) -> list[str]:
     from service.model.key import SCOPES
 
     unique = list(dict.fromkeys(split_commas(text)))
-    check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
+    check(set(unique) <= {*SCOPES}, f"must be one or more of {', '.join(SCOPES)}, with commas")
     return unique
 
 
 def parse_model(text: str) -> str:
     """Read the id of a model, which becomes the end of a URL's path: it may have slashes."""
     is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", text)
-    check(bool(is_plain) and len(text) <= 100, "a model's id looks like imagen4-fast")
+    check(bool(is_plain) and len(text) <= 100, "must be the id of a model, such as imagen4-fast")
     return text
 
 
 def parse_pair(text: str) -> tuple[str, str]:
     """Read a name and a value with a `=` between them."""
     name, equals, value = text.partition("=")
-    check(bool(name and equals), "a name and a value, such as order=1042")
+    check(bool(name and equals), "must be a name and a value, such as order=1042")
     return name, value
 
 
@@ -129,7 +120,9 @@ def parse_pair_or_none(text: str) -> tuple[str, ...]:
 
 def parse_list(text: str) -> list[str]:
     """Split a text at its commas; `all` is the empty list, which the API takes for all."""
-    return [] if text == "all" else split_commas(text)
+    parts = split_commas(text)
+    check(parts == ["all"] or not {"all", ""} & {*parts}, "must be names with commas, or all")
+    return [] if parts == ["all"] else parts
 
 
 def parse_seconds(text: str) -> list[int]:
@@ -139,7 +132,7 @@ def parse_seconds(text: str) -> list[int]:
 
 def parse_flag(text: str) -> bool:
     """Read `true` or `false`."""
-    check(text in ("true", "false"), "true or false")
+    check(text in ("true", "false"), "must be true or false")
     return text == "true"
 
 
@@ -149,7 +142,7 @@ def parse_limit(text: str) -> object:
         return NULL
     value = read_decimal(text)
     if value is None or not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("a positive number, or none")
+        raise argparse.ArgumentTypeError("must be a positive number, or none")
     return value
 
 
@@ -164,23 +157,6 @@ def parse_json_object(text: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):  # No JSON, or nested too deeply.
         decoded = msgspec.json.decode(text)
         name, value = find_repeated(text.encode(), decoded), decoded
-    check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
-    check(name is None, "a JSON object with every name once")
+    check(isinstance(value, dict), "must be a JSON object, such as '{\"num_images\": 2}'")
+    check(name is None, "must be a JSON object with every name once")
     return dict(value)
-
-
-def read_key(option: str | None) -> str:
-    """Return the key of a client, without spaces and line ends around it.
-
-    option: the value of `--key`. UsageError if there is no key, or if it cannot be sent. The error
-    does not quote the key, as that of httpx would.
-    """
-    from service.settings import ENVIRONMENT, is_visible
-
-    keys = {"--key": option} | {name: ENVIRONMENT.get(name) for name in KEY_VARIABLES}
-    name, key = next(((name, key.strip()) for name, key in keys.items() if key), ("", ""))
-    if not key:
-        raise UsageError("a key is needed: give --key, or set GENHOOK_API_KEY.")
-    if not is_visible(key):
-        raise UsageError(f"{name} must be visible ASCII characters, without spaces.")
-    return key

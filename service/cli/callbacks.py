@@ -1,10 +1,9 @@
 """`genhook callbacks`: the callbacks that upstream sent, with their verdicts."""
 
-from service.cli import answers, output
-from service.cli.command import ID, PAGING, Command, argument
+from service.cli import answers, nouns, output
+from service.cli.command import argument
 from service.model.callback import VERDICTS
 
-ALL = "/v1/callbacks"
 _FIELDS = ("id", "generation_id", "upstream", "received_at", "verdict", "reason", "trust")
 
 
@@ -16,22 +15,16 @@ def _format_request(callback: answers.Callback) -> list[str]:
 
 
 CALLBACKS = {
-    "list": Command(
+    "list": nouns.CALLBACK.page(
         "list callbacks, each with its verdict",
-        "callbacks list --verdict rejected",
-        *("GET", ALL),
-        (
-            argument("query", "--verdict", "only callbacks with this verdict", choices=VERDICTS),
-            argument("query", "--generation-id", "only callbacks of this generation", metavar="ID"),
-            *PAGING,
-        ),
-        "page",
-        ("id", "verdict", "reason", "received_at", "generation_id"),
+        "--verdict rejected",
+        argument("query", "--verdict", "only callbacks with this verdict", choices=VERDICTS),
+        nouns.GENERATION.filter("--generation-id", "only callbacks of this generation"),
+        shows=("id", "verdict", "reason", "received_at", "generation_id"),
     ),
-    "get": Command(
+    "get": nouns.CALLBACK.one(
         "show a callback as it was received, with secrets redacted",
-        "callbacks get cb_01a1f83ac6f470008f5b21d7c0e394a6",
-        *("GET", f"{ALL}/{{id}}", (ID,)),
+        "GET",
         shows=(*_FIELDS, "body_encoding"),
         shape=answers.Callback,
         details=_format_request,

@@ -1,8 +1,9 @@
 """Calls of a running service's API: the connection, the requests, and what the answers mean."""
 
 import argparse
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -10,10 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.cli import answers, output, streams
-from service.cli.arguments import read_key
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError, MissingError, UsageError
-from service.settings import ENVIRONMENT, is_loopback, read_variable
+from service.settings import ENVIRONMENT, is_loopback, is_visible, read_variable
 
 if TYPE_CHECKING:
     import httpx  # It takes a fifth of a second to import.
@@ -25,6 +25,7 @@ RETRY_SECONDS = 60.0  # How long a read that gets no answer is repeated: a resta
 RETRY_PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
 ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
+KEY_VARIABLES = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")
 NEVER_IN_HOSTS = frozenset(' %\\"<>^`{|}')  # httpx would look up such a host.
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
@@ -57,7 +58,7 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
     """
     streams.require_output("the answer")
     url = find_url(options.url)
-    key = read_key(options.key)
+    key = find_key(options.key)
     headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
     return open_client(url, base_url=url, headers=headers, timeout=REQUEST_SECONDS)
 
@@ -86,14 +87,32 @@ def open_client(url: str, **options: Any) -> "httpx.Client":
         raise CommandError(f"{names} has a value that cannot be used: {reason}.") from error
 
 
+def _first_set(flag: str, option: str | None, variables: Sequence[str]) -> tuple[str, str]:
+    """Return the name and the value of what is set: the option, or else the first variable."""
+    values = {flag: option} | {name: ENVIRONMENT.get(name) for name in variables}
+    return next(((name, value) for name, value in values.items() if value), ("", ""))
+
+
+def find_key(option: str | None) -> str:
+    """Return the key of a client, without spaces and line ends around it.
+
+    UsageError if there is no key, or if it cannot be sent. The error does not quote the key, as
+    that of httpx would.
+    """
+    name, key = _first_set("--key", option, KEY_VARIABLES)
+    if not key.strip():
+        raise UsageError("a key is needed: give --key, or set GENHOOK_API_KEY.")
+    if not is_visible(key.strip()):
+        raise UsageError(f"{name} must be visible ASCII characters, without spaces.")
+    return key.strip()
+
+
 def find_url(option: str | None) -> str:
     """Return the URL of the service: that of `--url`, of the environment, or of this machine.
 
     UsageError if it cannot be used. The error does not quote the URL: it may hold a password.
     """
-    names = ("GENHOOK_URL", "GENHOOK_PUBLIC_URL")
-    urls = {"--url": option} | {name: ENVIRONMENT.get(name) for name in names}
-    name, url = next(((name, url) for name, url in urls.items() if url), ("", ""))
+    name, url = _first_set("--url", option, ("GENHOOK_URL", "GENHOOK_PUBLIC_URL"))
     if not url:
         return f"http://127.0.0.1:{read_variable('PORT') or 8000}"
     if not is_sendable(url) or "?" in url or "#" in url:  # Paths are added to it.
@@ -146,7 +165,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
 
 def give_reason(error: Exception) -> str:
     """Return why a server gave no answer, on one line; h11 quotes what is no HTTP as Python."""
-    reason = output.plain(error) or type(error).__name__
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", output.plain(error)) or type(error).__name__
     return "what it sends is not HTTP" if "bytearray(" in reason else reason
 
 

@@ -28,7 +28,9 @@ def add_commands(parser: argparse.ArgumentParser, commands: Commands | Command) 
 
 
 def _add_options(parser: argparse.ArgumentParser, command: Command) -> None:
-    define(parser, partial(command.run or run, command), f"genhook {command.example}")
+    define(
+        parser, partial(command.run or run, command), f"{parser.prog} {command.example}".rstrip()
+    )
     for argument in command.arguments:
         if argument.flag.startswith("-"):
             names = {"dest": argument.dest, **_metavar(argument)}
@@ -58,10 +60,14 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def run(command: Command, options: argparse.Namespace) -> int:
     """Send the request of a command and show the answer."""
-    with calls.connect(options) as client:
-        answer = send(client, command, options)
-    show_answer(command, options, answer)
+    show_answer(command, options, fetch(command, options))
     return 0
+
+
+def fetch(command: Command, options: argparse.Namespace, **more: Any) -> Any:
+    """Connect to the service, and send the one request of a command as `send` does."""
+    with calls.connect(options) as client:
+        return send(client, command, options, **more)
 
 
 def send(client: "httpx.Client", command: Command, options: argparse.Namespace, **more: Any) -> Any:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.cli.arguments import parse_id, parse_idempotency_key, parse_pair, parse_whole
+from service.cli.arguments import parse_idempotency_key, parse_pair, parse_whole
 from service.cli.output import plain
 from service.model.errors import UsageError
 
@@ -34,6 +34,8 @@ class Argument(NamedTuple):
         if self.options.get("action") != "append" or value is None:
             return value
         names = [name for name, _ in filter(None, value)]
+        if names and () in value:
+            raise UsageError(f"{self.flag} none takes all away: give it alone.")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"{self.flag} gives {plain(twice)} twice: give it once.")
         return dict(filter(None, value))
@@ -50,7 +52,7 @@ class Command(NamedTuple):
     """
 
     summary: str
-    example: str  # What follows `genhook`.
+    example: str  # What follows the command's name.
     method: str
     path: str
     arguments: tuple[Argument, ...] = ()
@@ -82,7 +84,6 @@ def always(field: str, value: object) -> Argument:
     return Argument("", "body", field, {"const": value})
 
 
-ID = Argument("id", "path", "id", {"type": parse_id, "metavar": "ID", "help": "its id"})
 PAGING = (
     argument("query", "--limit", "list at most this many (50)", type=parse_whole, metavar="N"),
     argument("query", "--after", "list only the rows after this id", metavar="ID"),

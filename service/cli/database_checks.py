@@ -8,6 +8,9 @@ from service.store.migrations import Older
 
 CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 DUE_SECONDS_MAX = 300  # A row is taken within seconds, unless something holds it up.
+# A commit that changes nothing: only with one does a full or failing disk show itself.
+TOUCH = "UPDATE revisions SET number = number"
+SEALED = "SELECT id, sealed_secrets FROM tenants"
 _NO_WORKER = "no worker runs, the worker is behind,"
 _HELD_UP = {  # By kind of a row: what else may hold it up.
     "delivery": "or its receiver is slow, limited or asked for a pause",

@@ -15,6 +15,8 @@ from service.cli import calls, output
 from service.cli.arguments import add_json, define
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
+    SEALED,
+    TOUCH,
     Finding,
     Level,
     judge_due,
@@ -201,15 +203,14 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     if tables := schema.missing(connection, "table"):
         yield from judge_tables(tables)
         return
-    # A commit that changes nothing: only with one does a full or failing disk show itself.
-    connection.execute("UPDATE revisions SET number = number")
+    connection.execute(TOUCH)
     yield Finding("ok", "database", "It is intact and can be written to.")
     missing = schema.missing(connection, "index")
     yield from judge_indexes(missing)
     if not missing:
         due = connection.execute(statements()["stats_due"].sql)
         yield from judge_due(due, now)
-    yield _seals(connection.execute("SELECT id, sealed_secrets FROM tenants"), settings)
+    yield _seals(connection.execute(SEALED), settings)
     event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     newest = time_of(event[0]) if event else 0
     if newest > now + CLOCK_OFF_MS:

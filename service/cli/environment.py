@@ -86,7 +86,7 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
             _create_keys(path)
         lines = path.read_bytes().decode(errors="replace").splitlines()
     except OSError as error:
-        raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
+        raise CommandError(f"cannot keep throwaway keys in {path}: {error.strerror}.") from error
     values = dict(line.split("=", 1) for line in lines if "=" in line)
     keys = {name: values.get(name, "") for name in THROWAWAY}
     try:

@@ -4,9 +4,9 @@ import argparse
 import secrets
 from typing import TYPE_CHECKING, Any, get_args
 
-from service.cli import answers, calls, client, output, saving, streams
+from service.cli import answers, calls, client, nouns, output, saving, streams
 from service.cli.arguments import parse_json_object, parse_size
-from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
+from service.cli.command import IDEMPOTENCY, Argument, Command, argument, pairs
 from service.model.errors import CommandError, UsageError
 from service.model.generation import OPEN, GenerationStatus
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 25  # Some routers, such as those of Heroku and AWS, end a request after 30 or 29 s.
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
-ALL = "/v1/generations"
-ONE = f"{ALL}/{{id}}"
-EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
 
 
 def create(command: Command, options: argparse.Namespace) -> int:
@@ -27,7 +24,8 @@ def create(command: Command, options: argparse.Namespace) -> int:
         raise UsageError("--no-wait goes neither with --wait nor with --save: leave one out.")
     # The service then answers with the id before upstream has answered.
     more: dict[str, Any] = {"headers": {"Prefer": "respond-async"}}
-    if command.path == ALL:
+    _check_saving(options)
+    if command.path == nouns.GENERATION.path:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
         more["json"] = values
     if options.argument_save is not None:
@@ -68,9 +66,15 @@ def _input_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def get(command: Command, options: argparse.Namespace) -> int:
     """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
+    _check_saving(options)
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options)
         return _follow(connection, options, generation)
+
+
+def _check_saving(options: argparse.Namespace) -> None:
+    if options.argument_max_bytes is not None and options.argument_save is None:
+        raise UsageError("--max-bytes limits what --save saves: give --save, too.")
 
 
 def _follow(
@@ -131,7 +135,7 @@ def _look(
     """Return the generation as it is now, as `calls.ask_again` does."""
     get = f"genhook generations get {output.plain(generation['id'])} --wait"
     goes_on = f"The generation goes on: to look at it, run {get}."
-    path = f"{ALL}/{generation['id']}"
+    path = f"{nouns.GENERATION.path}/{generation['id']}"
     return calls.ask_again(connection, path, answers.Generation, goes_on, wait, query)
 
 
@@ -140,9 +144,7 @@ def list_(command: Command, options: argparse.Namespace) -> int:
     query = client.values_of(command, options, "query")
     pairs_ = _WITH_METADATA.value_of(options) or {}
     query |= {f"metadata.{name}": value for name, value in pairs_.items()}
-    with calls.connect(options) as connection:
-        page = client.send(connection, command, options, params=query)
-    client.show_answer(command, options, page)
+    client.show_answer(command, options, client.fetch(command, options, params=query))
     return 0
 
 
@@ -153,8 +155,7 @@ def _format_timeline(timeline: Any) -> list[str]:
 
 def save(command: Command, options: argparse.Namespace) -> int:
     """Save the files of a result; 1 if one cannot be saved, or if there is no result."""
-    with calls.connect(options) as connection:
-        generation = client.send(connection, command, options)
+    generation = client.fetch(command, options)
     if generation["status"] != "succeeded":
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
@@ -165,7 +166,8 @@ def save(command: Command, options: argparse.Namespace) -> int:
 
 def _save(generation: Any, folder: str, options: argparse.Namespace) -> bool:
     note = streams.note if options.json else streams.echo
-    return saving.save(generation, folder, note, options.argument_max_bytes)
+    bytes_max = options.argument_max_bytes or saving.FILE_BYTES_MAX
+    return saving.save(generation, folder, note, bytes_max)
 
 
 _NO_WAIT = argument(
@@ -174,7 +176,6 @@ _NO_WAIT = argument(
 _MAX_BYTES = argument(
     *("own", "--max-bytes", f"keep no file that is larger ({saving.FILE_BYTES_MAX})"),
     type=parse_size,
-    default=saving.FILE_BYTES_MAX,
     metavar="N",
 )
 _WAITING = (
@@ -195,80 +196,70 @@ _CREATE = (
     *(IDEMPOTENCY, _NO_WAIT, *_WAITING),
 )
 _WITH_METADATA = pairs("own", "--metadata", "only with this pair")
-_LIST = (
+_FILTERS = (
     argument("query", "--status", "only with this status", choices=get_args(GenerationStatus)),
     argument("query", "--model", "only of this model"),
     _WITH_METADATA,
     argument("query", "--created-after", "only after this RFC 3339 time", metavar="TIME"),
     argument("query", "--created-before", "only before this RFC 3339 time", metavar="TIME"),
-    *PAGING,
 )
-_FOLDER: dict[str, Any] = {"nargs": "?", "default": ".", "metavar": "DIR"}
-_DIRECTORY = Argument(
-    *("directory", "own", "directory"),
-    {**_FOLDER, "help": "the folder to save in, which is created (this one)"},
-)
+_FOLDER = {"metavar": "DIR", "help": "the folder to save in, which is created (this one)"}
+_DIRECTORY = Argument("directory", "own", "directory", {"nargs": "?", "default": ".", **_FOLDER})
 
 GENERATIONS = {
     "create": Command(
         "create a generation",
-        "generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
-        *("POST", ALL, _CREATE),
+        "--model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
+        *("POST", nouns.GENERATION.path, _CREATE),
         shape=answers.Generation,
         run=create,
     ),
-    "list": Command(
+    "list": nouns.GENERATION.page(
         "list generations",
-        "generations list --status failed",
-        *("GET", ALL, _LIST, "page"),
+        "--status failed",
+        *_FILTERS,
         shows=("id", "status", "model", "route", "created_at"),
         run=list_,
     ),
-    "get": Command(
-        "show a generation",
-        f"generations get {EXAMPLE}",
-        *("GET", ONE, (ID, *_WAITING)),
-        shape=answers.Generation,
-        run=get,
+    "get": nouns.GENERATION.one(
+        "show a generation", "GET", *_WAITING, shape=answers.Generation, run=get
     ),
-    "timeline": Command(
+    "timeline": nouns.GENERATION.one(
         "show the steps of a generation, with their times",
-        f"generations timeline {EXAMPLE}",
-        *("GET", f"{ONE}/timeline", (ID,)),
+        "GET /timeline",
         shape=answers.Timeline,
         details=_format_timeline,
     ),
-    "refresh": Command(
+    "refresh": nouns.GENERATION.one(
         "ask upstream about a generation now",
-        f"generations refresh {EXAMPLE}",
-        *("POST", f"{ONE}/refresh", (ID,)),
+        "POST /refresh",
         shape=answers.Generation,
         details=output.generation,
     ),
-    "cancel": Command(
+    "cancel": nouns.GENERATION.one(
         "cancel an open generation; upstream may bill for it all the same",
-        f"generations cancel {EXAMPLE}",
-        *("POST", f"{ONE}/cancel", (ID,)),
+        "POST /cancel",
         shape=answers.Generation,
         details=output.generation,
     ),
-    "retry": Command(
+    "retry": nouns.GENERATION.one(
         "request a generation again that failed, timed out or was canceled",
-        f"generations retry {EXAMPLE} --wait",
-        *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _NO_WAIT, *_WAITING)),
+        "POST /retry",
+        *(IDEMPOTENCY, _NO_WAIT, *_WAITING),
+        example="--wait",
         shape=answers.Generation,
         run=create,
     ),
-    "delete": Command(
+    "delete": nouns.GENERATION.one(
         "erase a generation that has ended, with its callbacks and events",
-        f"generations delete {EXAMPLE}",
-        *("DELETE", ONE, (ID,), "none"),
+        "DELETE",
         says="{id} is deleted.",
     ),
-    "save": Command(
+    "save": nouns.GENERATION.one(
         "save the files of a generation's result",
-        f"generations save {EXAMPLE} pictures",
-        *("GET", ONE, (ID, _DIRECTORY, _MAX_BYTES)),
+        "GET",
+        *(_DIRECTORY, _MAX_BYTES),
+        example="pictures",
         shape=answers.Generation,
         run=save,
     ),

@@ -8,12 +8,13 @@ The kernel does that by itself, but not to process 1, which genhook is in most c
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from service.cli.start import INTERRUPTED
 
+T = TypeVar("T")
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 _IMPORT = "<frozen importlib._bootstrap>"
 
@@ -35,6 +36,14 @@ def handled() -> Iterator[None]:
 def always_raise() -> None:
     """Let Ctrl-C raise KeyboardInterrupt everywhere; asyncio then cancels what runs instead."""
     _set(signal.default_int_handler)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a loop of its own; Ctrl-C cancels it unless it handles signals."""
+    import asyncio  # Help needs none of it.
+
+    always_raise()
+    return asyncio.run(main)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.cli import calls, client
-from service.cli.arguments import KEY_VARIABLES, parse_name, parse_scopes
-from service.cli.command import ID, IDEMPOTENCY, PAGING, Command, argument
+from service.cli import client, nouns
+from service.cli.arguments import parse_name, parse_scopes
+from service.cli.calls import KEY_VARIABLES
+from service.cli.command import IDEMPOTENCY, PAGING, Command, argument
 from service.model.errors import UsageError
 from service.model.key import SCOPES
 from service.settings import ENVIRONMENT
@@ -21,8 +22,7 @@ def act(command: Command, options: argparse.Namespace) -> int:
     if _is_offline(options):
         _open(command, options, show)
     else:
-        with calls.connect(options) as connection:
-            show(client.send(connection, command, options))
+        show(client.fetch(command, options))
     return 0
 
 
@@ -72,31 +72,30 @@ _CREATE = (
 KEYS = {
     "create": Command(
         "create an API key and print it; it cannot be shown again",
-        "keys create --name 'web shop' --scopes submit,read",
-        *("POST", "/v1/keys", _CREATE),
+        "--name 'web shop' --scopes submit,read",
+        *("POST", nouns.KEY.path, _CREATE),
         shows=("id", "name", "tenant", "scopes", "created_at", "key"),
         says="The key is shown only this once: genhook stores its SHA-256.",
         run=act,
     ),
     "list": Command(
         "list API keys; offline those of every tenant, or of --tenant",
-        "keys list",
-        *("GET", "/v1/keys"),
+        "",
+        *("GET", nouns.KEY.path),
         (argument("query", "--tenant", "keys of another tenant, for operators"), *PAGING, _OFFLINE),
         "page",
         ("id", "state", "tenant", "scopes", "name"),
         run=act,
     ),
-    "get": Command(
+    "get": nouns.KEY.one(
         "show the record of a key, without the key itself",
-        "keys get key_01a1f83ac6f470008f5b21d7c0e394a6",
-        *("GET", "/v1/keys/{id}", (ID,)),
+        "GET",
         shows=("id", "name", "tenant", "scopes", "created_at", "last_used_at", "revoked_at"),
     ),
-    "revoke": Command(
+    "revoke": nouns.KEY.one(
         "revoke a key: every request with it is refused",
-        "keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6",
-        *("DELETE", "/v1/keys/{id}", (ID, _OFFLINE), "none"),
+        "DELETE",
+        _OFFLINE,
         says="{id} is revoked.",
         run=act,
     ),

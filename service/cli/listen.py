@@ -6,19 +6,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from service.cli import answers, output, streams
+from service.cli import answers, calls, nouns, output, streams
 from service.cli.arguments import check, define
-from service.cli.calls import (
-    UnreachableError,
-    Wait,
-    call,
-    connect,
-    decode,
-    give_reason,
-    is_sendable,
-    open_client,
-    pause,
-)
 from service.cli.client import add_remote
 from service.cli.deadline import LateError, deadline
 from service.delivery import signing
@@ -44,7 +33,10 @@ def add_listen(parser: argparse.ArgumentParser) -> None:
         "--secret", help="secret to sign with, whsec_… (creates and prints a new one)"
     )
     parser.add_argument(
-        "--after", metavar="EVENT_ID", help="start after this event (the newest event)"
+        "--after",
+        type=nouns.EVENT.parse_id,
+        metavar="EVENT_ID",
+        help="start after this event (the newest event)",
     )
     parser.add_argument(
         "--once", action="store_true", help="start at the oldest event, exit after the newest"
@@ -54,27 +46,29 @@ def add_listen(parser: argparse.ArgumentParser) -> None:
 
 def parse_url(text: str) -> str:
     """Read an absolute http(s) URL."""
-    check(is_sendable(text), "a URL, such as http://127.0.0.1:3000/hooks")
+    check(calls.is_sendable(text), "must be a URL, such as http://127.0.0.1:3000/hooks")
     return text
 
 
-def listen(options: argparse.Namespace, wait: Wait = pause) -> int:
+def listen(options: argparse.Namespace, wait: calls.Wait = calls.pause) -> int:
     """Print events as they come, and POST each to a local URL, signed as for a subscriber.
 
     It starts with the next new event, or after the one that `--after` names. With `--once` it
     starts with the oldest and ends after the newest. It waits for a service that is unreachable. An
     event that the local URL refuses is not sent again; with `--once` the status is 1 then.
     """
+    if options.secret and not options.forward_to:
+        raise UsageError("--secret signs what --forward-to sends: give --forward-to, too.")
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
     note = streams.note if options.json else streams.echo  # With JSON the output holds events only.
     is_refused = False
-    with connect(options) as client:
+    with calls.connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
         if options.forward_to:
             note(f"forwarding to {options.forward_to}, signed with {secret}")
-        for body in _read_events(client, after, note, None if options.once else wait):
-            event = decode(client, body, answers.Event)
+        for body in _read_events(client, after, None if options.once else wait):
+            event = calls.decode(client, body, answers.Event)
             streams.echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
                 is_accepted, result = _forward(options.forward_to, key, event.id, body)
@@ -87,16 +81,16 @@ def _decode_key(secret: str) -> bytes:
     try:
         return signing.decode_secret(secret)
     except ValueError as error:
-        raise UsageError(f"--secret cannot be used: {error}.") from error
+        raise UsageError(f"--secret {error}.") from error
 
 
 def _find_newest(client: "httpx.Client") -> str | None:
     newest = _read_page(client, {"limit": 1}).data
-    return decode(client, bytes(newest[0]), answers.Event).id if newest else None
+    return calls.decode(client, bytes(newest[0]), answers.Event).id if newest else None
 
 
 def _read_events(
-    client: "httpx.Client", after: str | None, note: streams.Print, pause: Wait | None
+    client: "httpx.Client", after: str | None, pause: calls.Wait | None
 ) -> Iterator[bytes]:
     """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True
@@ -104,11 +98,11 @@ def _read_events(
         query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
         try:
             page = _read_page(client, query)
-        except UnreachableError as error:
+        except calls.UnreachableError as error:
             if pause is None:
                 raise
             if is_reachable:
-                note(f"{error} Trying again.")
+                streams.note(f"genhook: {error} Trying again.")
             is_reachable, page = False, answers.EventPage([], None)
         else:
             is_reachable = True
@@ -121,8 +115,8 @@ def _read_events(
 
 
 def _read_page(client: "httpx.Client", query: Mapping[str, Any]) -> answers.EventPage:
-    body = call(client, "GET", "/v1/events", params=query).content
-    page: answers.EventPage = decode(client, body, answers.EventPage)
+    body = calls.call(client, "GET", "/v1/events", params=query).content
+    page: answers.EventPage = calls.decode(client, body, answers.EventPage)
     return page
 
 
@@ -146,9 +140,9 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
     began = time.perf_counter()
     try:
         # Not with the client of the service: its key is for that alone.
-        with deadline(FORWARD_SECONDS), open_client(url, timeout=FORWARD_SECONDS) as client:
+        with deadline(FORWARD_SECONDS), calls.open_client(url, timeout=FORWARD_SECONDS) as client:
             answer = client.post(url, content=body, headers=headers)
     except (httpx.RequestError, LateError) as error:
-        return False, f"-> {give_reason(error)}"
+        return False, f"-> {calls.give_reason(error)}"
     milliseconds = (time.perf_counter() - began) * 1_000
     return answer.is_success, f"-> {answer.status_code} in {milliseconds:.0f} ms"

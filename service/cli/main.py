@@ -2,9 +2,9 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -48,20 +48,41 @@ EMPTY_ALLOWED = ("argument_description", "argument_prompt")  # Their texts may b
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that prints its help with `echo`: argparse would hide that it cannot be written.
+    """A parser that says of each argument what it must be.
 
     It refuses an empty text, such as that of a shell variable that is not set: the command would
-    use another service, key or folder than was meant. Values of other types refuse it themselves.
+    use another service, key or folder than was meant. It prints its help with `echo`: argparse
+    would hide that it cannot be written.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("action", None, StoreOnce)
+        self._negative_number_matcher = re.compile(r"-\d")  # `-1h` is a value, and no option.
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here: the parser of all commands would show its own usage."""
+        options, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return options, others
+
+    def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except argparse.ArgumentError:
+            flag = "/".join(action.option_strings)
+            rule = f"must have a value: one that begins with a dash is given as {flag}=-…"
+            raise argparse.ArgumentError(action, rule) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"must be one of: {choices}")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if action.nargs != argparse.PARSER:  # A command, whose values its own parser reads.
-            is_text = action.type in (None, Path) and action.dest not in EMPTY_ALLOWED
-            if is_text and not arg_string:
+            if not arg_string and action.dest not in EMPTY_ALLOWED:
                 raise argparse.ArgumentError(action, "must not be empty")
             if _is_broken(arg_string):
                 raise argparse.ArgumentError(action, "must be UTF-8")

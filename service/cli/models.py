@@ -17,13 +17,17 @@ def show_models(command: Command, options: argparse.Namespace) -> int:
     words: list[str] = options.argument_id
     if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As with other nouns.
         words = words[1:]
+    if words == ["get"]:
+        raise UsageError("name the model to show, as in genhook models imagen4-fast.")
     if len(words) > 1:
         raise UsageError("name one model, or none to list them all.")
     if words and client.values_of(command, options, "query"):
         raise UsageError("name a model, or filter the list of models: not both.")
     if words:
+        [options.argument_id] = words
         command = command._replace(
-            path=f"/v1/models/{words[0]}",
+            path=f"{command.path}/{{id}}",
+            arguments=(Argument("id", "path", "id", {}),),
             answer="item",
             shows=SHOWN,
             shape=answers.Model,
@@ -60,7 +64,7 @@ def _values(rule: dict[str, Any]) -> str:
 
 MODELS = Command(
     "list the models of the catalogue, or show one with its parameters",
-    "models --kind image --callbacks --sort credits",
+    "--kind image --callbacks --sort credits",
     *("GET", "/v1/models"),
     (
         Argument(
@@ -84,7 +88,7 @@ MODELS = Command(
 
 USAGE = Command(
     "show credits and counts by model and day",
-    "usage --since 2026-11-01 --until 2026-11-30",
+    "--since 2026-11-01 --until 2026-11-30",
     *("GET", "/v1/usage"),
     (
         argument("query", "--since", "the first day (29 days ago)", metavar="DAY"),

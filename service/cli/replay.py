@@ -2,18 +2,17 @@
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.cli import answers, output, streams
-from service.cli.arguments import NULL, parse_id, parse_limit, parse_list
-from service.cli.calls import Wait, ask_again, connect, pause
-from service.cli.client import send, values_of
-from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument
+from service.cli import answers, calls, client, nouns, output, streams
+from service.cli.arguments import NULL, parse_limit, parse_list
+from service.cli.command import IDEMPOTENCY, Command, argument
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
-from service.model.errors import UsageError
+from service.model.errors import CommandError, UsageError
 from service.model.number import read_whole
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ Step = Callable[[int, int], None]  # Shows how many of how many events are sent.
 
 LOOK_SECONDS = 0.5
 _AGES = {"m": MINUTE, "h": HOUR, "d": DAY}
-_ALL = "/v1/replays"
-_EXAMPLE = "rpl_01a1f83ac6f470008f5b21d7c0e394a6"
 
 
 class Moment(NamedTuple):
@@ -58,7 +55,7 @@ def read_moment(text: str, now: int) -> str:
         ) from None
 
 
-def replay(command: Command, options: argparse.Namespace, wait: Wait = pause) -> int:
+def replay(command: Command, options: argparse.Namespace, wait: calls.Wait = calls.pause) -> int:
     """Send stored events again and show the progress; 1 if the replay is canceled."""
     since, until = options.argument_since, options.argument_until
     if options.argument_idempotency_key and (until is None or since.is_age or until.is_age):
@@ -66,17 +63,17 @@ def replay(command: Command, options: argparse.Namespace, wait: Wait = pause) ->
             "with --idempotency-key, --since and --until must be times: a repeat with an age would "
             "ask for another period."
         )
-    values = values_of(command, options, "body")
+    values = client.values_of(command, options, "body")
     body = {
         "subscriber_id": values.pop("subscriber_id"),
         "since": since.time,
         "until": until.time if until else rfc3339(now_ms()),
         **values,
     }
-    with connect(options) as client:
-        view = send(client, command, options, json=body)
+    with calls.connect(options) as connection:
+        view = client.send(connection, command, options, json=body)
         with _show_progress(options) as step:
-            view = _watch(client, view, step, wait)
+            view = _watch(connection, view, step, wait, options.argument_id)
     output.show(options, view, [_format_result(view, dry_run=options.argument_dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
@@ -88,15 +85,26 @@ def _format_result(view: dict[str, Any], *, dry_run: bool) -> str:
     return output.plain(f"{view['id']} {end} {count} event{'s'[: count != 1]} {verb}.")
 
 
-def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait) -> dict[str, Any]:
+def _watch(
+    connection: "httpx.Client",
+    view: dict[str, Any],
+    step: Step,
+    wait: calls.Wait,
+    subscriber_id: str,
+) -> dict[str, Any]:
     """Show the progress until the replay ends; an interruption ends only the watching."""
     id_, replays = output.plain(view["id"]), "genhook replays"
     goes_on = f"{id_} goes on: {replays} get {id_} shows it, {replays} cancel {id_} ends it."
+    path, explained = f"{nouns.REPLAY.path}/{view['id']}", None
     try:
         while view["status"] == "running":
-            step(view["done"], view["total"])
+            done = view["done"]
+            step(done, view["total"])
             wait(LOOK_SECONDS)
-            view = ask_again(client, f"{_ALL}/{view['id']}", answers.Replay, goes_on, wait)
+            view = calls.ask_again(connection, path, answers.Replay, goes_on, wait)
+            if view["done"] == done != explained and view["status"] != "done":
+                explained = done
+                _explain(connection, subscriber_id)
     except KeyboardInterrupt:
         streams.note(f"genhook: {goes_on}")
         raise
@@ -104,21 +112,31 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
     return view
 
 
+def _explain(connection: "httpx.Client", subscriber_id: str) -> None:
+    """Say why a replay stands still, if its subscriber is the reason."""
+    path = f"{nouns.SUBSCRIBER.path}/{subscriber_id}"
+    with contextlib.suppress(CommandError):  # It may be deleted; the replay says how it ends.
+        status = calls.ask(connection, "GET", path, dict[str, Any]).get("status")
+        if status in ("paused", "disabled"):
+            resume = f"genhook subscribers resume {subscriber_id}"
+            state = f"{subscriber_id} is {status}"
+            streams.note(f"genhook: {state}, so nothing is sent: {resume} changes that.")
+
+
 @contextlib.contextmanager
 def _show_progress(options: argparse.Namespace) -> Iterator[Step]:
     """Show a bar on a terminal that has rich, else a line for each change; nothing with JSON."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
     if options.json:
         yield lambda _done, _total: None
         return
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not is_terminal or importlib.util.find_spec("rich") is None:  # It is an extra.
         yield _make_line_printer()
         return
-    try:
-        from rich.progress import Progress  # It is an extra.
-    except ImportError:
-        yield _make_line_printer()
-        return
-    with Progress(transient=True) as bar:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -129,20 +147,17 @@ def _make_line_printer() -> Step:
     def step(done: int, total: int) -> None:
         if last != [(done, total)]:
             last[:] = [(done, total)]
-            streams.echo(f"{done} of {total}")
+            streams.note(f"{done} of {total}")
 
     return step
 
 
 REPLAY = Command(
     "send stored events to a subscriber again",
-    "replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all",
-    *("POST", _ALL),
+    f"{nouns.SUBSCRIBER.example} --since 24h --only all",
+    *("POST", nouns.REPLAY.path),
     (
-        Argument(
-            *("id", "body", "subscriber_id"),
-            {"type": parse_id, "metavar": "SUBSCRIBER", "help": "id of the subscriber"},
-        ),
+        nouns.SUBSCRIBER.id_argument("body", "subscriber_id", "SUBSCRIBER", "id of the subscriber"),
         argument(
             *("own", "--since", "start of the period: an age (90m, 24h, 7d) or an RFC 3339 time"),
             required=True,
@@ -174,20 +189,17 @@ REPLAY = Command(
     shape=answers.Replay,
     run=replay,
 )
-_COLUMNS = ("id", "status", "done", "total", "dry_run", "subscriber_id", "created_at")
 _FIELDS = ("id", "status", "subscriber_id", "done", "total", "dry_run", "created_at", "finished_at")
 REPLAYS = {
-    "list": Command(*("list replays", "replays list", "GET", _ALL, PAGING, "page"), shows=_COLUMNS),
-    "get": Command(
-        "show a replay and how far it is",
-        f"replays get {_EXAMPLE}",
-        *("GET", f"{_ALL}/{{id}}", (ID,)),
-        shows=_FIELDS,
+    "list": nouns.REPLAY.page(
+        "list replays",
+        "",
+        shows=("id", "status", "done", "total", "dry_run", "subscriber_id", "created_at"),
     ),
-    "cancel": Command(
+    "get": nouns.REPLAY.one("show a replay and how far it is", "GET", shows=_FIELDS),
+    "cancel": nouns.REPLAY.one(
         "cancel a replay that runs, with its deliveries that are pending",
-        f"replays cancel {_EXAMPLE}",
-        *("POST", f"{_ALL}/{{id}}/cancel", (ID,)),
+        "POST /cancel",
         says="{id} is {status}.",
     ),
 }

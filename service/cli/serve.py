@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gc
+from functools import partial
 
 from service.cli import streams
 from service.cli.arguments import check, define, parse_number
@@ -46,13 +47,16 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
         help="the only API key it accepts (any that starts with aio_)",
     )
     parser.add_argument(
-        "--speed", type=parse_speed, default=1.0, help="speed, as a multiple of real time (1)"
+        "--speed",
+        type=partial(parse_number, low=0.01, high=1_000),
+        default=1.0,
+        help="speed, as a multiple of real time (1)",
     )
 
 
 def parse_host(text: str) -> str:
-    """Read an address. Empty, as from a variable that is not set, it would mean every address."""
-    check(bool(text.strip()), "an address, such as 127.0.0.1, or 0.0.0.0 for every one")
+    """Read an address. Spaces would mean every one."""
+    check(bool(text.strip()), "must be an address, such as 127.0.0.1, or 0.0.0.0 for every one")
     return text
 
 
@@ -60,21 +64,16 @@ def parse_port(text: str) -> int:
     """Read a port; 0 is any free one."""
     port = read_whole(text)
     if port is None or port > PORT_MAX:
-        raise argparse.ArgumentTypeError(f"a port is from 0 to {PORT_MAX}")
+        raise argparse.ArgumentTypeError(f"must be a port, from 0 to {PORT_MAX}")
     return port
 
 
 def parse_api_key(text: str) -> str:
-    """Read a key. Empty, as from a variable that is not set, it would mean any key."""
+    """Read a key, which a header can hold."""
     from service.settings import is_visible
 
-    check(bool(text) and is_visible(text), "visible ASCII characters, without spaces")
+    check(is_visible(text), "must be visible ASCII characters, without spaces")
     return text
-
-
-def parse_speed(text: str) -> float:
-    """Read how many times faster than real time a sandbox runs."""
-    return parse_number(text, 0.01, 1_000)
 
 
 def serve(options: argparse.Namespace) -> int:

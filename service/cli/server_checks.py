@@ -1,13 +1,15 @@
 """The checks of `genhook doctor` on a PostgreSQL server."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from service.cli import interrupts
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
+    SEALED,
+    TOUCH,
     Finding,
     Level,
     judge_due,
@@ -44,8 +46,6 @@ ORDER BY n_dead_tup DESC LIMIT 3"""  # noqa: S608  a number of ours
 _LARGEST = """
 SELECT relname, pg_total_relation_size(relid) AS bytes FROM pg_stat_user_tables
 WHERE schemaname = current_schema() ORDER BY bytes DESC LIMIT 3"""
-_TOUCH = "UPDATE revisions SET number = number"
-_SEALED = "SELECT id, sealed_secrets FROM tenants"
 
 
 class Server(msgspec.Struct):
@@ -70,7 +70,7 @@ def look(url: str) -> Server:
     """Look at the server. An error is not raised: it is the `problem` of the result."""
     server = Server()
     try:
-        asyncio.run(_look(server, url))
+        interrupts.run(_look(server, url))
     except ModuleNotFoundError:
         server.problem = "the driver is not installed: pip install 'genhook[postgres]'"
     except StorageError as error:
@@ -109,10 +109,10 @@ async def _look_inside(server: Server, connection: Any) -> None:
         server.due = [tuple(row) for row in rows]
     server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
     server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
-    await connection.execute(_TOUCH)
+    await connection.execute(TOUCH)
     held = await locks.holders(connection)
     server.shards = {name: len(shards) for name, shards in held.items()}
-    server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
+    server.sealed = [tuple(row) for row in await connection.fetch(SEALED)]
 
 
 def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:

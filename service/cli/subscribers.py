@@ -1,8 +1,11 @@
 """`genhook subscribers` and `signing-secret`: the URLs that receive events, and what signs them."""
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from service.cli import answers, calls, client, output
+from service.cli import answers, calls, client, nouns, output, streams
 from service.cli.arguments import (
     parse_flag,
     parse_limit,
@@ -11,24 +14,44 @@ from service.cli.arguments import (
     parse_seconds,
     parse_whole,
 )
-from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, always, argument, pairs
-from service.model.errors import UsageError
+from service.cli.command import IDEMPOTENCY, Argument, Command, always, argument, pairs
+from service.model.errors import CommandError, MissingError, UsageError
 from service.model.event import EVENT_TYPES
 
-ONE = "/v1/subscribers/{id}"
-EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
+if TYPE_CHECKING:
+    import httpx
+
 EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas, or all (all)"
 
 
 def test(command: Command, options: argparse.Namespace) -> int:
     """Send a `ping` now; 1 unless the subscriber answers 2xx."""
-    with calls.connect(options) as connection:
-        answer = client.send(connection, command, options)
+    answer = client.fetch(command, options)
     attempt = answer["attempt"]
     error = (attempt["error"] or {}).get("message")
     result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
     output.show(options, answer, [f"{result}, in {attempt['duration_ms']} ms."])
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
+
+
+def create(command: Command, options: argparse.Namespace) -> int:
+    """Create a subscriber and show it, with its secret."""
+    with calls.connect(options) as connection:
+        client.show_answer(command, options, client.send(connection, command, options))
+        _note_unknown(connection, client.values_of(command, options, "body"))
+    return 0
+
+
+def _note_unknown(connection: "httpx.Client", fields: Mapping[str, Any]) -> None:
+    """Say which models of a filter the catalogue lacks: they are allowed, but may be mistyped."""
+    for model in fields.get("filter", {}).get("models", ()):
+        try:
+            calls.call(connection, "GET", f"/v1/models/{quote(model)}")
+        except MissingError:
+            name = output.plain(model)
+            streams.note(f"genhook: the catalogue has no model {name}: see genhook models.")
+        except CommandError:  # The key may lack the scope.
+            return
 
 
 def update(command: Command, options: argparse.Namespace) -> int:
@@ -37,13 +60,13 @@ def update(command: Command, options: argparse.Namespace) -> int:
     if not fields:
         raise UsageError("name a field to change: see genhook subscribers update --help.")
     with calls.connect(options) as connection:
-        if len(fields.get("filter", ())) == 1:
-            now = client.send(
-                connection, SUBSCRIBERS["get"]._replace(shape=answers.Filtered), options
-            )
-            fields["filter"] = now["filter"] | fields["filter"]
+        filters = fields.get("filter", {})
+        if len(filters) == 1:
+            read = SUBSCRIBERS["get"]._replace(shape=answers.Filtered)
+            fields["filter"] = client.send(connection, read, options)["filter"] | filters
         answer = client.send(connection, command, options, json=fields)
-    client.show_answer(command, options, answer)
+        client.show_answer(command, options, answer)
+        _note_unknown(connection, {"filter": filters})
     return 0
 
 
@@ -102,7 +125,6 @@ _CREATE = (
     *(_OWN_SECRET, IDEMPOTENCY),
 )
 _UPDATE = (
-    ID,
     argument("body", "--target", "the URL that receives events", "url", metavar="URL"),
     argument(
         *("body", "--status", "pause it, disable it, or enable it again"),
@@ -119,86 +141,70 @@ _SHOWN = (
 SUBSCRIBERS = {
     "create": Command(
         "create a subscriber: a URL that receives events",
-        "subscribers create https://shop.example/hooks --event-types generation.succeeded",
-        *("POST", "/v1/subscribers", _CREATE),
+        "https://shop.example/hooks --event-types generation.succeeded",
+        *("POST", nouns.SUBSCRIBER.path, _CREATE),
         shows=("id", "url", "event_types", "status", "secret"),
+        run=create,
     ),
-    "list": Command(
-        *("list subscribers", "subscribers list", "GET", "/v1/subscribers", PAGING, "page"),
-        shows=("id", "status", "url", "event_types", "description"),
+    "list": nouns.SUBSCRIBER.page(
+        "list subscribers", "", shows=("id", "status", "url", "event_types", "description")
     ),
-    "get": Command(
-        *("show a subscriber", f"subscribers get {EXAMPLE}", "GET", ONE, (ID,)), shows=_SHOWN
-    ),
-    "update": Command(
+    "get": nouns.SUBSCRIBER.one("show a subscriber", "GET", shows=_SHOWN),
+    "update": nouns.SUBSCRIBER.one(
         "change a subscriber",
-        f"subscribers update {EXAMPLE} --rate-per-second 5",
-        *("PATCH", ONE, _UPDATE),
+        "PATCH",
+        *_UPDATE,
+        example="--rate-per-second 5",
         shows=_SHOWN,
         run=update,
     ),
-    "pause": Command(
+    "pause": nouns.SUBSCRIBER.one(
         "send nothing to a subscriber until it is resumed; nothing is lost",
-        f"subscribers pause {EXAMPLE}",
-        *("PATCH", ONE, (ID, always("status", "paused"))),
+        "PATCH",
+        always("status", "paused"),
         says="{id} is {status}.",
     ),
-    "resume": Command(
+    "resume": nouns.SUBSCRIBER.one(
         "send again to a subscriber that was paused or disabled",
-        f"subscribers resume {EXAMPLE}",
-        *("PATCH", ONE, (ID, always("status", "active"))),
+        "PATCH",
+        always("status", "active"),
         says="{id} is {status}.",
     ),
-    "secret": Command(
-        "show the secret that signs the webhooks to a subscriber",
-        f"subscribers secret {EXAMPLE}",
-        *("GET", f"{ONE}/secret", (ID,)),
-        shows=_SECRET,
+    "secret": nouns.SUBSCRIBER.one(
+        "show the secret that signs the webhooks to a subscriber", "GET /secret", shows=_SECRET
     ),
-    "rotate": Command(
+    "rotate": nouns.SUBSCRIBER.one(
         "give a subscriber a new signing secret; the old one signs beside it for a while",
-        f"subscribers rotate {EXAMPLE}",
-        *("POST", f"{ONE}/rotate-secret", (ID, *_ROTATION)),
+        "POST /rotate-secret",
+        *_ROTATION,
         shows=_SECRET,
     ),
-    "test": Command(
+    "test": nouns.SUBSCRIBER.one(
         "send a ping and show the answer",
-        f"subscribers test {EXAMPLE}",
-        *("POST", f"{ONE}/test", (ID,)),
+        "POST /test",
         shape=answers.Test,
         run=test,
     ),
-    "stats": Command(
+    "stats": nouns.SUBSCRIBER.one(
         "show how the deliveries to a subscriber go",
-        f"subscribers stats {EXAMPLE}",
-        *("GET", f"{ONE}/stats", (ID,)),
+        "GET /stats",
         shows=(
-            "subscriber_id",
-            "counts",
-            "success_rate",
-            "latency_ms",
+            *("subscriber_id", "counts", "success_rate", "latency_ms"),
             "oldest_undelivered_seconds",
         ),
     ),
-    "delete": Command(
-        "delete a subscriber",
-        f"subscribers delete {EXAMPLE}",
-        *("DELETE", ONE, (ID,), "none"),
-        says="{id} is deleted.",
-    ),
+    "delete": nouns.SUBSCRIBER.one("delete a subscriber", "DELETE", says="{id} is deleted."),
 }
 
 SIGNING_SECRET = {
     "get": Command(
         "show the secret that signs the webhooks to every --notify-url",
-        "signing-secret get",
-        *("GET", "/v1/signing-secret"),
+        *("", "GET", "/v1/signing-secret"),
         shows=_SECRET,
     ),
     "rotate": Command(
         "make a new signing secret; the old one signs beside it for a while",
-        "signing-secret rotate --overlap-seconds 3600",
-        *("POST", "/v1/signing-secret/rotate", _ROTATION),
+        *("--overlap-seconds 3600", "POST", "/v1/signing-secret/rotate", _ROTATION),
         shows=_SECRET,
     ),
 }

@@ -24,24 +24,20 @@ Show = Callable[["WorkCounts"], None]
 def add_tick(parser: argparse.ArgumentParser) -> None:
     """Add the options of `genhook tick`."""
     define(parser, tick, "* * * * * genhook tick --seconds 50")
+    seconds = partial(parse_number, low=0.01, high=3_600)
     parser.add_argument(
         "--seconds",
-        type=parse_seconds,
+        type=seconds,
         default=10.0,
         help="work for at most this many seconds (10)",
     )
     parser.add_argument(
         "--every",
-        type=parse_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="begin again every so many seconds, until a signal",
     )
     add_json(parser)
-
-
-def parse_seconds(text: str) -> float:
-    """Read a time of up to an hour."""
-    return parse_number(text, 0.01, 3_600)
 
 
 def tick(options: argparse.Namespace) -> int:
@@ -52,8 +48,7 @@ def tick(options: argparse.Namespace) -> int:
     # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
     settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
-    interrupts.always_raise()
-    asyncio.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
+    interrupts.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
     return 0
 
 

@@ -1,7 +1,6 @@
 """`genhook copy`: move a stopped service to another database."""
 
 import argparse
-import asyncio
 import contextlib
 import os
 import time
@@ -9,9 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from service.cli import output, streams
+from service.cli import interrupts, output, streams
 from service.cli.arguments import add_json, check, define
-from service.model.errors import CommandError, SettingsError
+from service.model.errors import CommandError, SettingsError, UsageError
 from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
 
@@ -60,12 +59,12 @@ def _identify(source: str) -> str:
 def copy(options: argparse.Namespace) -> int:
     """Copy every row and compare counts and digests of both sides; an interrupted copy goes on."""
     if _identify(options.source) == _identify(options.target):
-        raise CommandError("--from and --to are the same database")
+        raise UsageError("--from and --to are the same database.")
     try:
         _ = options.source.startswith(POSTGRES) or Path(options.source).stat()
     except OSError as error:
         raise CommandError(f"cannot open {options.source}: {error.strerror}") from error
-    began, counts = time.monotonic(), asyncio.run(_copy(options.source, options.target))
+    began, counts = time.monotonic(), interrupts.run(_copy(options.source, options.target))
     seconds, total, width = time.monotonic() - began, sum(counts.values()), max(map(len, counts))
     done = {"tables": counts, "rows": total, "seconds": round(seconds, 3)}
     lines = [f"{table:{width}}  {count:>12,}" for table, count in counts.items()]

@@ -31,8 +31,7 @@ def decode_secret(text: str) -> bytes:
     key = _decode(text, SECRET_PREFIX)
     if not SECRET_BYTES_MIN <= len(key) <= SECRET_BYTES_MAX:
         raise ValueError(
-            f"a signing secret holds {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, "
-            f"this one holds {len(key)}"
+            f"must hold {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes, and holds {len(key)}"
         )
     return key
 
@@ -101,14 +100,14 @@ def _encode_base64(data: bytes) -> str:
 def _decode(text: str, prefix: str) -> bytes:
     """Decode strict base64 after `prefix`, accepting only the spelling that encoding gives."""
     if not text.startswith(prefix):
-        raise ValueError(f"expected a text that starts with {prefix}")
+        raise ValueError(f"must start with {prefix}")
     encoded = text.removeprefix(prefix)
     try:
         data = binascii.a2b_base64(encoded)
     except ValueError:
         data = b""
     if not data or _encode_base64(data) != encoded:
-        raise ValueError(f"expected base64, with its padding, after {prefix}")
+        raise ValueError(f"must be base64, with its padding, after {prefix}")
     return data
 
 

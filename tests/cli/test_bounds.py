@@ -3,7 +3,10 @@
 import contextlib
 import http.server
 import json
+import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import httpx
 import pytest
 
 from service.cli import calls, doctor, listen, main, saving
+from service.cli.deadline import LateError, deadline
 from service.settings import Settings
 from tests.cli.test_serve import served
 from tests.cli.test_wrong_input import GENERATION, serve
@@ -171,8 +175,44 @@ def test_no_look_at_a_generation_is_longer_than_a_router_waits(
     assert views == []
 
 
+def test_a_signal_that_ends_no_system_call_is_heard_all_the_same() -> None:
+    """One that comes to another thread is like one that comes just before the call."""
+    main_thread = Path(f"/proc/self/task/{threading.get_native_id()}/stat")
+
+    def send() -> None:
+        while main_thread.read_text().rpartition(")")[2].split()[0] != "S":  # It sleeps.
+            NEVER.wait(0.01)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    def receive() -> None:
+        sender.start()
+        one.recv(1)
+
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    sender = threading.Thread(target=send)
+    one, other = socket.socketpair()
+    try:
+        with one, other, pytest.raises(KeyboardInterrupt), deadline(60):
+            receive()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        sender.join()
+
+
+@pytest.mark.parametrize("seconds", [0.005, 0.025])
+def test_a_deadline_ends_a_call_that_waits_at_its_time(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.deadline.TICK_SECONDS", 0.01)
+    one, other = socket.socketpair()
+    began = time.monotonic()
+    with one, other, pytest.raises(LateError), deadline(seconds):
+        one.recv(1)
+    assert time.monotonic() - began >= seconds
+
+
 @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5"])
 def test_a_limit_of_no_bytes_is_wrong(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main.main(["generations", "save", "gen_1", "--max-bytes", size])
-    assert "--max-bytes: a whole number of bytes, at least 1" in capsys.readouterr().err
+    assert "--max-bytes: must be a whole number of bytes, at least 1" in capsys.readouterr().err

@@ -262,7 +262,7 @@ def test_wrong_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     link = tmp_path / "link.db"
     link.symlink_to(path)
     for same in (path, link, tmp_path / "folder" / ".." / "none.db"):
-        assert copy(path, same) == 1
+        assert copy(path, same) == 2
         assert "the same database" in capsys.readouterr().err
     assert copy(path, tmp_path / "target.db") == 1
     assert f"cannot open {path}: No such file" in capsys.readouterr().err

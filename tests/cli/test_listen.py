@@ -1,10 +1,7 @@
 """`genhook listen`: events as they come, from a service that may be away."""
 
-import argparse
 import http.server
 import json
-import shlex
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,28 +9,13 @@ import pytest
 
 from service.cli import listen, main
 from service.model.clock import parse_rfc3339, rfc3339
+from tests.cli.test_main import run, served
 from tests.cli.test_serve import served as receiving
 
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
 
 
-def run(line: str) -> int:
-    return main.main(shlex.split(line))
-
-
-Replies = Callable[[httpx.Request], httpx.Response]
-
-
 Reply = httpx.Response | Exception
-
-
-def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
-    """Have the command talk to a scripted service."""
-
-    def connect(_: argparse.Namespace) -> httpx.Client:
-        return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
-
-    monkeypatch.setattr(listen, "connect", connect)
 
 
 def event(number: int) -> bytes:
@@ -87,10 +69,14 @@ def test_listening_waits_for_a_service_that_is_away(
     away = httpx.ConnectError("refused")
     busy = httpx.Response(503, json={"detail": "Not now.", "code": "storage_unavailable"})
     script: list[Reply] = [away, busy, page(event(2))]
-    assert listen_to(script, monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
+    assert listen_to([*script], monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
     shown = capsys.readouterr()
     assert shown.err.count("Trying again.") == 1
     assert shown.out == event(2).decode() + "\n"
+    listen_to(script, monkeypatch, "--after evt_1")
+    shown = capsys.readouterr()
+    assert shown.err == "genhook: no answer from http://genhook: refused. Trying again.\n"
+    assert len(shown.out.splitlines()) == 1
 
 
 def test_with_json_the_output_of_listening_is_only_events(
@@ -109,8 +95,8 @@ def test_listening_with_a_secret_that_is_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served(monkeypatch, lambda _: page())
-    assert run("listen --once --secret whsec_short") == 2
-    assert "--secret cannot be used" in capsys.readouterr().err
+    assert run("listen --once --forward-to http://127.0.0.1:1 --secret whsec_short") == 2
+    assert "--secret must be base64" in capsys.readouterr().err
 
 
 def test_events_go_to_this_machine_without_the_proxy_of_the_environment(

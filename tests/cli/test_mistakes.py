@@ -42,6 +42,22 @@ GENERATION = {
 }
 
 
+PREFIXES = {
+    "callbacks": "cb",
+    "deliveries": "dlv",
+    "events": "evt",
+    "generations": "gen",
+    "keys": "key",
+    "replays": "rpl",
+    "subscribers": "sub",
+}
+
+
+def takes_id(command: argparse.ArgumentParser) -> bool:
+    """Whether it is about one thing, whose id is given."""
+    return any((each.dest, each.metavar) == ("argument_id", "ID") for each in command._actions)
+
+
 def refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What a command line that is wrong is told; its status is 2."""
     try:
@@ -68,6 +84,13 @@ def refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         "demo --output ''",
         "copy --from '' --to sqlite:///a.db",
         "copy --from sqlite:///a.db --to ''",
+        "deliveries get ''",
+        "models ''",
+        "replay sub_1 --since ''",
+        "subscribers create URL --event-types ''",
+        "listen --forward-to ''",
+        "serve --host ''",
+        "sandbox --api-key ''",
     ],
 )
 def test_an_empty_value_is_refused_as_that_of_a_variable_that_is_not_set(
@@ -138,6 +161,24 @@ def test_help_names_the_values_of_options_as_people_do() -> None:
         ("""generations create --model m --input '{"a": 1, "a": 2}'""", "every name once"),
         ("""generations create --model m --input '{"a": [{"b": 1, "b": 1}]}'""", "every name once"),
         ("models a b", "name one model"),
+        ("models get", "name the model to show"),
+        ("subscribers create http://x/ --models all,a", "must be names with commas, or all"),
+        ("subscribers create http://x/ --models a,,b", "must be names with commas, or all"),
+        ("subscribers update sub_1 --header none --header A=b", "--header none takes all away"),
+        (f"listen --secret whsec_{'a' * 44}", "--secret signs what --forward-to sends"),
+        ("generations get gen_1 --max-bytes 5", "--max-bytes limits what --save saves"),
+        ("generations retry gen_1 --max-bytes 5", "--max-bytes limits what --save saves"),
+        (f"{CREATE} --max-bytes 5", "--max-bytes limits what --save saves"),
+        ("replay sub_1 --since -1h", "--since: -1h is neither an age"),
+        (
+            "generations create --model m --prompt -x",
+            "--prompt: must have a value",
+        ),
+        ("deliveries list --subscriber-id gen_1", "must be the id of a subscriber"),
+        ("deliveries list --event-id gen_1", "--event-id: must be the id of an event"),
+        ("callbacks list --generation-id sub_1", "--generation-id: must be the id of a generation"),
+        ("listen --after gen_1", "--after: must be the id of an event, such as evt_0"),
+        ("replay gen_1 --since 1h", "must be the id of a subscriber, such as sub_0"),
         ("models a --kind video", "not both"),
         ("subscribers update sub_1", "name a field to change"),
         ("copy --from mysql://x --to sqlite:///a.db", "--from: must look like sqlite:///"),
@@ -158,6 +199,41 @@ def test_what_is_ambiguous_or_wrong_is_refused_before_anything_is_sent(
     assert said in refused(line, capsys)
 
 
+@pytest.mark.parametrize("name", sorted(name for name in COMMANDS if takes_id(COMMANDS[name])))
+def test_an_id_of_another_kind_is_refused_with_one_of_its_own(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = PREFIXES[name.split()[1]]
+    for other in {*PREFIXES.values()} - {own}:
+        said = refused(f"{name.removeprefix('genhook ')} {other}_1", capsys)
+        assert re.search(f"ID: must be the id of an? [a-z]+, such as {own}_0", said)
+
+
+@pytest.mark.parametrize("line", ["generations list --nope", "generations list more"])
+def test_what_a_command_does_not_take_is_refused_with_the_usage_of_that_command(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(line.split())
+    said = capsys.readouterr().err
+    assert said.startswith("usage: genhook generations list ")
+    assert said.endswith(f"genhook generations list: error: unrecognized arguments: {line[17:]}\n")
+
+
+def test_an_id_of_a_model_is_no_part_of_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.path)
+        return httpx.Response(200, json={"id": "a", "parameters": {}})
+
+    served(monkeypatch, answer)
+    options = main.parser("models").parse_args(["models", "a"])
+    options.argument_id = ["a{b}"]  # Which the check of ids would refuse.
+    assert options.run(options) == 0
+    assert paths == ["/v1/models/a{b}"]
+
+
 def test_json_of_any_depth_is_read_or_refused() -> None:
     refusals = set()
     for depth in range(900, 1_001):  # Where names are looked for, the stack ends a little earlier.
@@ -166,7 +242,7 @@ def test_json_of_any_depth_is_read_or_refused() -> None:
             assert list(parse_json_object(text)) == ["a"]
         except argparse.ArgumentTypeError as error:
             refusals.add(str(error))
-    assert [text[:13] for text in refusals] == ["a JSON object"]
+    assert [text[:21] for text in refusals] == ["must be a JSON object"]
 
 
 # Answers
@@ -323,6 +399,42 @@ def test_a_change_of_one_half_of_a_filter_keeps_the_other(
     served(monkeypatch, answer)
     assert run(f"subscribers update sub_1 {options}") == 0
     assert patches == [fields]
+
+
+def answer_with_one_model(request: httpx.Request) -> httpx.Response:
+    """A service whose catalogue has only the model `known`."""
+    if request.url.path.startswith("/v1/models/"):
+        is_known = request.url.path == "/v1/models/known"
+        problem = {"code": "not_found", "detail": "There is no such model."}
+        return httpx.Response(200, json={}) if is_known else httpx.Response(404, json=problem)
+    shown = {"id": "sub_1", "url": "http://x/", "filter": {"models": [], "metadata": {}}}
+    return httpx.Response(200, json=shown)
+
+
+@pytest.mark.parametrize("line", ["create http://x/", "update sub_1", "create http://x/ --json"])
+def test_a_model_that_the_catalogue_lacks_is_taken_and_said_to_be_unknown(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(monkeypatch, answer_with_one_model)
+    assert run(f"subscribers {line} --models known,knwon") == 0
+    shown = capsys.readouterr()
+    assert shown.err == "genhook: the catalogue has no model knwon: see genhook models.\n"
+    assert "sub_1" in shown.out
+    assert not line.endswith("--json") or json.loads(shown.out)["id"] == "sub_1"
+
+
+def test_a_key_that_may_not_read_models_creates_subscribers_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        is_of_models = request.url.path.startswith("/v1/models/")
+        problem = {"code": "forbidden", "detail": "The key lacks a scope."}
+        refusal = httpx.Response(403, json=problem)
+        return refusal if is_of_models else answer_with_one_model(request)
+
+    served(monkeypatch, answer)
+    assert run("subscribers create http://x/ --models a,b") == 0
+    assert capsys.readouterr().err == ""
 
 
 # Databases

@@ -1,10 +1,7 @@
 """`genhook replay`: times, and a replay that is watched until it ends."""
 
-import argparse
 import json
 import re
-import shlex
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,24 +9,9 @@ import pytest
 
 from service.cli import main, replay
 from service.model.clock import parse_rfc3339, rfc3339
+from tests.cli.test_main import Replies, run, served
 
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
-
-
-def run(line: str) -> int:
-    return main.main(shlex.split(line))
-
-
-Replies = Callable[[httpx.Request], httpx.Response]
-
-
-def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
-    """Have the command talk to a scripted service."""
-
-    def connect(_: argparse.Namespace) -> httpx.Client:
-        return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
-
-    monkeypatch.setattr(replay, "connect", connect)
 
 
 # Times
@@ -61,6 +43,8 @@ def replies_of(replays: list[dict[str, Any]], requests: list[httpx.Request]) -> 
     """A service whose replay is at the next of `replays` each time it is looked at."""
 
     def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/subscribers/sub_1":
+            return httpx.Response(200, json={"id": "sub_1", "status": "active"})
         requests.append(request)
         return httpx.Response(202, json=replays.pop(0))
 
@@ -82,8 +66,9 @@ def test_a_replay_is_watched_until_it_is_done(
     )
     waits: list[float] = []
     assert options.run(options, waits.append) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["0 of 40", "10 of 40", "40 of 40", "rpl_1 done: 40 events sent again."]
+    shown = capsys.readouterr()
+    assert shown.out == "rpl_1 done: 40 events sent again.\n"
+    assert shown.err.splitlines() == ["0 of 40", "10 of 40", "40 of 40"]
     assert len(waits) == 3
     body = json.loads(requests[0].content)
     fields = {"subscriber_id", "since", "until", "only", "event_types", "dry_run"}
@@ -128,7 +113,8 @@ def test_a_connection_that_breaks_does_not_end_the_watching(
 ) -> None:
     answers: list[Any] = [replay_at(0), None, replay_at(10), None, None, replay_at(40, "done")]
 
-    def reply(_: httpx.Request) -> httpx.Response:
+    def reply(request: httpx.Request) -> httpx.Response:
+        assert request.url.path.startswith("/v1/replays")
         if (answer := answers.pop(0)) is None:
             raise httpx.ReadError("broken off")
         return httpx.Response(200, json=answer)
@@ -139,6 +125,30 @@ def test_a_connection_that_breaks_does_not_end_the_watching(
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-1] == "rpl_1 done: 40 events sent again."
     assert shown.err.count("Trying again for 60 s.\n") == 2
+
+
+def test_a_replay_that_its_subscriber_holds_up_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [replay_at(0), replay_at(0), replay_at(0), replay_at(9), replay_at(40, "done")]
+    looks: list[str] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/subscribers/sub_1":
+            looks.append(request.url.path)
+            return httpx.Response(200, json={"id": "sub_1", "status": "paused"})
+        return httpx.Response(200, json=states.pop(0))
+
+    served(monkeypatch, reply)
+    options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h", "--json"])
+    assert options.run(options, lambda _: None) == 0
+    shown = capsys.readouterr()
+    assert re.fullmatch(
+        "genhook: sub_1 is paused, so nothing is sent: genhook subscribers resume sub_1 .*\n",
+        shown.err,
+    )
+    assert json.loads(shown.out)["status"] == "done"
+    assert len(looks) == 1
 
 
 def test_a_replay_goes_on_without_its_watcher(
@@ -152,5 +162,5 @@ def test_a_replay_goes_on_without_its_watcher(
     with pytest.raises(KeyboardInterrupt):  # `genhook` then ends with 130.
         options.run(options, interrupt)
     shown = capsys.readouterr()
-    assert shown.out == "0 of 40\n"
-    assert re.search(r"rpl_1 goes on: .* genhook replays cancel rpl_1 ends", shown.err)
+    assert shown.out == ""
+    assert re.search(r"0 of 40\n.*rpl_1 goes on: .* genhook replays cancel rpl_1 ends", shown.err)

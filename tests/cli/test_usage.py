@@ -149,7 +149,7 @@ def test_an_idempotency_key_that_cannot_be_sent_is_named(
     line: list[str], key: str, seen: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal_of([*line, "--idempotency-key", key], capsys)
-    assert "--idempotency-key: 1 to 255 visible ASCII characters" in said
+    assert f"--idempotency-key: must {'be 1 to 255 visible' if key else 'not be empty'}" in said
     assert seen == []
 
 

@@ -141,6 +141,7 @@ async def test_what_somebody_else_changed_meanwhile_stays(
         ("metadata", '{"a b": "1"}', "/filter/metadata/a b"),
         ("headers", "no colon", "must have a name, a colon and a value"),
         ("headers", "A: 1\nA: 2", "contains a header twice"),
+        ("headers", "webhook-id: 1", "/headers/webhook-id is set by genhook"),
         ("headers", "X-None: [redacted]", "none is stored"),
         ("headers", "Host: x", "/headers/Host"),
         ("max_in_flight", "0", "/max_in_flight"),
