@@ -121,7 +121,7 @@ class Database(Protocol):
         """
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but after the units of `tenant` that are queued or in a commit now.
+        """Like `write_always`, but after all units that are queued or in a commit now.
 
         It may overtake one that waits for its retry. So who undoes what a `write_always` may have
         done cancels that first.

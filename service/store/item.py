@@ -20,6 +20,7 @@ class Item(msgspec.Struct, eq=False):
     args: tuple[Any, ...]
     batched: bool = False
     always: bool = False
+    is_behind: bool = False  # It waits for what is queued or in a commit when it comes.
     tenant: str | None = None  # In whose turn it runs; None: no tenant, or several.
     held_bytes: int = 0  # Of the request's body, which it holds in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.

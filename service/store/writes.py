@@ -62,8 +62,8 @@ class Writes:
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but after the units of `tenant` that are queued or committed now."""
-        return self.write_always(unit, *args, tenant=tenant)
+        """Like `write_always`, but after all units that are queued or in a commit now."""
+        return self._enqueue(Item(unit, args, always=True, is_behind=True, tenant=tenant))
 
     @property
     def queued(self) -> int:

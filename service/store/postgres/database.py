@@ -120,11 +120,6 @@ class Database(Writes):
         """Return the result of short work on a connection with a snapshot."""
         return await within(READ_SECONDS, self._reads.read(self._pool, work))
 
-    async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
-        """See `Writes`. Several commits run at once, so this waits for the earlier ones."""
-        await self._queue.settle()
-        return await self.write_always(unit, *args, tenant=tenant)
-
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
         return await self.look(partial(self._run_on, unit, args))
@@ -171,7 +166,7 @@ class Database(Writes):
                 await asyncio.sleep(0)  # noqa: TID251  it only yields
                 self._wake.clear()
                 items = self._queue.take()
-            if await self._start_commits(items) and self._queue:
+            if await self._start_commits(items) and items and self._queue:
                 self._wake.set()
 
     async def _start_commits(self, items: Iterable[Item]) -> bool:
