@@ -11,10 +11,11 @@ import asyncpg
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
 from service.store.postgres import Database as ServerDatabase
 from service.store.sqlite import group
 from service.store.sqlite.database import Database as FileDatabase
+from service.store.writes import Database
 from tests import engine
 
 VIOLATION = (sqlite3.IntegrityError, asyncpg.UniqueViolationError)

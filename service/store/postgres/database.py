@@ -21,6 +21,7 @@ from typing import Any
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
+from service.store import writes
 from service.store.database import T, Unit
 from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.postgres import schema
@@ -40,7 +41,7 @@ from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
 from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
 from service.store.shards import shard_of
-from service.store.writes import Writes, follow_up
+from service.store.writes import follow_up
 from service.telemetry import log
 
 _log = log.get()
@@ -54,8 +55,8 @@ REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
 
 
-class Database(Writes):
-    """The database of one process; see store/database.py."""
+class Database(writes.Database):
+    """The database of one process; see store/writes.py."""
 
     def __init__(
         self,

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
+from service.store import writes
 from service.store.database import AfterCommit, T, Unit
 from service.store.item import Item
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost, is_of_database
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.writes import Writes, follow_up, wait_for_end
+from service.store.writes import follow_up, wait_for_end
 from service.telemetry import log
 
 _log = log.get()
@@ -46,8 +47,8 @@ def _may_succeed_later(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.OperationalError) and is_of_database(error)
 
 
-class Database(Writes):
-    """The database of one process; see store/database.py."""
+class Database(writes.Database):
+    """The database of one process; see store/writes.py."""
 
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         super().__init__(queue_max)
