@@ -34,6 +34,15 @@ class Item(msgspec.Struct, eq=False):
     error: BaseException | None = None
     unanswered: Any = None  # On PostgreSQL: an `Unanswered`, from just before its COMMIT.
 
+    def resolve(self, error: BaseException | None) -> None:
+        """Give the caller the error, or the result, unless it was canceled or refused."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(error)
+
 
 def batches_of(items: Iterable[Item]) -> Collection[Sequence[Item]]:
     """Group the items that run in one call, and so in one transaction."""

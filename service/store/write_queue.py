@@ -109,8 +109,7 @@ class Queue:
         if self._committing:  # Else a commit may begin, and nothing would end the stall.
             self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
         for item in late:
-            if not item.future.done():
-                item.future.set_exception(StorageBusyError(STALLED))
+            item.resolve(StorageBusyError(STALLED))
         self._release(dropped)
         items = (*self._committing, *self._waiting)
         ends = [item.ends_at for item in items if not (item.always or is_late(item))]

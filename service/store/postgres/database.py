@@ -234,9 +234,8 @@ class Database(writes.Database):
         if tx.charged:
             note_rows(tx.charged, batch)
         for item, result in zip(batch, results, strict=True):
-            item.has_run = True
-            if not item.future.done():
-                item.future.set_result(result)
+            item.result, item.has_run = result, True
+            item.resolve(None)
         follow_up(tx.after)
 
     async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
@@ -279,8 +278,7 @@ class Database(writes.Database):
             error = StorageError(message)
             batch = self._plan_retries(batch, message)
         for item in batch:
-            if not item.future.done():
-                item.future.set_exception(error)
+            item.resolve(error)
 
 
 async def _close(opened: Any) -> None:

@@ -9,7 +9,7 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
@@ -26,20 +26,6 @@ from service.telemetry import log
 _log = log.get()
 
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
-
-
-def _resolve(items: Iterable[Item]) -> None:
-    """Set the result or the error of every item's future that its caller has not canceled."""
-    for item in items:
-        error = item.error
-        if item.future.done():
-            continue
-        if error is None:
-            item.future.set_result(item.result)
-        elif is_of_database(error):
-            item.future.set_exception(StorageError(f"the database failed: {error}"))
-        else:
-            item.future.set_exception(error)
 
 
 def _may_succeed_later(error: BaseException | None) -> bool:
@@ -200,7 +186,11 @@ class Database(writes.Database):
         if failed:
             given_up = self._plan_retries(failed, str(failed[0].error))
             items = [item for item in items if item not in failed] + given_up
-        _resolve(items)
+        for item in items:
+            error = item.error
+            if is_of_database(error):
+                error = StorageError(f"the database failed: {error}")
+            item.resolve(error)
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
