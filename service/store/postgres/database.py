@@ -25,7 +25,6 @@ from service.store import writes
 from service.store.database import T, Unit
 from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.postgres import schema
-from service.store.postgres.commits import Unanswered, number_of, was_committed
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
     Pool,
@@ -35,12 +34,18 @@ from service.store.postgres.connection import (
     reason,
     taken,
 )
-from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
-from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
-from service.store.shards import shard_of
+from service.store.postgres.transaction import (
+    CHARGED_MAX,
+    TooManyRowsError,
+    Transaction,
+    Unanswered,
+    number_of,
+    was_committed,
+)
+from service.store.shards import Holding, shard_of
 from service.store.writes import follow_up
 from service.telemetry import log
 
