@@ -21,9 +21,9 @@ STALLED = "the database did not commit in time"
 class Queue:
     """The units that wait for a commit, and those that are in one."""
 
-    def __init__(self, items_max: int, bytes_max: int = QUEUE_BYTES_MAX) -> None:
+    def __init__(self, items_max: int) -> None:
         self.items_max = items_max
-        self.bytes_max = bytes_max
+        self.bytes_max = QUEUE_BYTES_MAX
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
         # Items that are `is_behind`, each with those that have to leave before it may wait, too.

@@ -172,6 +172,7 @@ class Database(writes.Database):
                 await asyncio.sleep(0)  # noqa: TID251  it only yields
                 self._wake.clear()
                 items = self._queue.take()
+            # Where there was none, what waits comes behind a commit, whose end wakes this.
             if await self._start_commits(items) and items and self._queue:
                 self._wake.set()
 
