@@ -26,8 +26,10 @@ class Queue:
         self.bytes_max = QUEUE_BYTES_MAX
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
-        # Items that are `is_behind`, each with those that have to leave before it may wait, too.
-        self._behind: dict[Item, set[Item]] = {}
+        # Items that are `is_behind`, and all that have to leave before these may wait, too. It is
+        # one set for all of them: one for each could hold a full queue many times over.
+        self._behind: list[Item] = []
+        self._before: set[Item] = set()
         self._committing: set[Item] = set()
         self._refused: set[Item] = set()  # Of `_committing`, those whose callers were refused.
         self._ended_at = -math.inf  # When the last commit ended, by the loop's clock.
@@ -50,9 +52,10 @@ class Queue:
             if self._timer is None:
                 self._timer = loop.call_at(item.ends_at, self.end_waits)
         self._held_bytes = held_bytes
-        rest = {*self._committing, *self._waiting, *self._behind} if item.is_behind else None
-        if rest:
-            self._behind[item] = rest
+        if item.is_behind:
+            self._before.update(self._committing, self._waiting)
+        if item.is_behind and self._before:
+            self._behind.append(item)
         else:
             self._waiting.append(item)
 
@@ -85,6 +88,7 @@ class Queue:
     def clear(self) -> None:
         """Forget everything that waits."""
         self._behind.clear()
+        self._before.clear()
         self._release([*self._waiting])
         self._waiting.clear()
         if self._timer is not None:
@@ -124,8 +128,9 @@ class Queue:
     def _release(self, items: Collection[Item]) -> None:
         """Let go of items that leave: of their bytes, and of those that come behind them."""
         self._held_bytes -= sum(item.held_bytes for item in items)
-        for behind, rest in [*self._behind.items()]:
-            rest.difference_update(items)
-            if not rest:
-                del self._behind[behind]
-                self._waiting.append(behind)
+        if self._before:
+            self._before.difference_update(items)
+            if not self._before:
+                behind, self._behind = self._behind, []
+                for item in behind:
+                    self._waiting.append(item)
