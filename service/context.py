@@ -13,10 +13,10 @@ from msgspec import Struct, field
 from service.model.clock import Clock
 from service.model.delivery import DueDelivery
 from service.settings import Settings
-from service.store.database import Database
 from service.store.shards import shard_of
 from service.store.turns import Turns
 from service.store.vault import Vault
+from service.store.writes import Database
 from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens

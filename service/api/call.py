@@ -19,9 +19,10 @@ from service.generations.submit import Submitter
 from service.model import json_input
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
-from service.store.database import Database, Ownership, Transaction, Unit
+from service.store.database import Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
 from service.store.rows import view_rows
+from service.store.writes import Database
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)

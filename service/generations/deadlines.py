@@ -37,7 +37,7 @@ async def expire_due(context: Context, stuck: Stuck, now: int) -> int | None:
     deadline_at = await database.read(generations.next_due, "expire", (), choice.without)
     if deadline_at is None or deadline_at > now:
         return stuck.next_at(deadline_at, now)
-    expired = await database.read(generations.list_expired, choice)
+    expired = await database.read(generations.list_due, "expire", choice)
     stuck.put_all(choice.unreadable, now)
     await asyncio.gather(*(_expire(context, stuck, generation, now) for generation in expired))
     return now + LOOK_AGAIN_MS if choice.unreadable else now

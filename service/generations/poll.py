@@ -323,11 +323,11 @@ async def _read_due(
 
     They are read in one snapshot: two could miss a row.
     """
-    confirmations = await generations.list_confirmations(tx, choice, turns.confirmed)
+    confirmations = await generations.list_due(tx, "confirm", choice, turns.confirmed)
     # A generation that is due as both must not hide another's poll.
     without = [*choice.without, *(generation.id for generation in confirmations)]
     choice = msgspec.structs.replace(choice, without=without)
-    polls = await generations.list_polls(tx, choice, turns.polled)
+    polls = await generations.list_due(tx, "poll", choice, turns.polled)
     sharers = await generations.list_sharers(tx, choice) if choice.shared else []
     next_at = await generations.next_due(tx, "poll")
     return confirmations, polls, sharers, next_at, await generations.get_pause(tx)

@@ -300,7 +300,7 @@ async def _read_due(
     if due_at is None or due_at > tx.now:
         return [], due_at, 0
     return (
-        await generations.list_submissions(tx, choice, after),
+        await generations.list_due(tx, "submit", choice, after),
         due_at,
         await generations.get_pause(tx),
     )

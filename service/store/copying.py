@@ -1,8 +1,9 @@
 """Copies every row of one database to another, in the order of keys, and compares the two."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,34 +30,72 @@ class Table(NamedTuple):
         return tuple(row[self.columns.index(name)] for name in self.key)
 
 
-class Side(Protocol):
+class Side(ABC):
     """One of the two databases, migrated to this version, and used by nobody else."""
 
-    name: str
+    # The statement that returns each column of each table, in the order of both names, with its
+    # place in the primary key, or 0.
+    columns_sql: str
+    parameter: str  # The text of the n-th parameter, with {} for its number.
+    version_sql: str  # The statement that sets the version of the schema, with {} for it.
 
-    async def prepare(self) -> None:
+    def __init__(self, name: str, database: Any) -> None:
+        self.name = name
+        self.database = database
+
+    async def prepare(self) -> None:  # noqa: B027  SQLite has nothing to do
         """Bring the rows into the form that both databases have. To be called before the others."""
 
-    async def tables(self) -> Sequence[Table]:
-        """Return the tables, in the order of their names."""
-
+    @abstractmethod
     async def is_marked(self) -> bool:
         """Whether a copy to this database has begun and has not ended."""
 
     async def mark(self, *, begun: bool) -> None:
         """Note that a copy to this database has begun, or has ended."""
+        latest = self.database.schema_version
+        await self.execute(self.version_sql.format(-latest if begun else latest))
+
+    async def tables(self) -> Sequence[Table]:
+        """Return the tables, in the order of their names."""
+        places: dict[str, dict[str, int]] = {}
+        for table, column, place in await self.fetch(self.columns_sql):
+            places.setdefault(table, {})[column] = place
+        return [Table(name, tuple(of), _key_columns(name, of)) for name, of in places.items()]
 
     async def last_key(self, table: Table) -> Values | None:
         """Return the key of the last row; None if there is none."""
+        order = ", ".join(f"{column} DESC" for column in table.key)
+        sql = f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
+        return next(map(tuple, await self.fetch(sql)), None)
 
     async def read(self, table: Table, after: Values | None) -> list[Values]:
         """Return the next rows after a key: BATCH_ROWS or BATCH_BYTES of them at most."""
-
-    async def insert(self, table: Table, rows: Sequence[Values]) -> None:
-        """Store rows in one transaction."""
+        key = ", ".join(table.key)
+        values = after or ()
+        parameters = ", ".join(self.parameter.format(n + 1) for n in range(len(values)))
+        begin = f"WHERE ({key}) > ({parameters}) " if values else ""
+        sql = f"SELECT {', '.join(table.columns)} FROM {table.name} {begin}ORDER BY {key} "  # noqa: S608  our own names
+        return await self.take(f"{sql}LIMIT {BATCH_ROWS}", values)
 
     async def clear(self, table: Table) -> None:
         """Delete the rows of a table."""
+        await self.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
+
+    @abstractmethod
+    async def execute(self, sql: str) -> None:
+        """Execute a statement, which may take long."""
+
+    @abstractmethod
+    async def fetch(self, sql: str) -> Sequence[Any]:
+        """Return the rows of a statement."""
+
+    @abstractmethod
+    async def take(self, sql: str, values: Values) -> list[Values]:
+        """Return the rows of a statement until a `Batch` is full."""
+
+    @abstractmethod
+    async def insert(self, table: Table, rows: Sequence[Values]) -> None:
+        """Store rows in one transaction."""
 
 
 async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
@@ -138,21 +177,7 @@ class Batch:
         return self._size >= BATCH_BYTES
 
 
-def select_next(table: Table, parameters: Sequence[str], after: Values | None) -> str:
-    """Return the statement that reads the next rows after a key, in order."""
-    key = ", ".join(table.key)
-    begin = f"WHERE ({key}) > ({', '.join(parameters)}) " if after is not None else ""
-    columns = ", ".join(table.columns)
-    return f"SELECT {columns} FROM {table.name} {begin}ORDER BY {key} LIMIT {BATCH_ROWS}"  # noqa: S608  our own names
-
-
-def select_last_key(table: Table) -> str:
-    """Return the statement that reads the key of the last row."""
-    order = ", ".join(f"{column} DESC" for column in table.key)
-    return f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
-
-
-def key_columns(name: str, columns: Mapping[str, int]) -> tuple[str, ...]:
+def _key_columns(name: str, columns: Mapping[str, int]) -> tuple[str, ...]:
     """Return a table's key from its columns, each with its place in the primary key, or 0.
 
     An event's `seq` is the key on SQLite; its `id` orders events that have none yet, too.

@@ -1,18 +1,16 @@
-"""The interface of the database, which store/sqlite/ and store/postgres/ implement.
+"""Transactions and the right to work, which store/sqlite/ and store/postgres/ implement.
 
 A unit of work is `async def unit(tx, …)`. It awaits nothing but its transaction, so that a
-database may run it again, or in one transaction with other units.
+database (store/writes.py) may run it again, or in one transaction with other units.
 """
 
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
     Coroutine,
     Iterable,
     Mapping,
-    Sequence,
 )
 from typing import Any, Protocol, TypeVar
 
@@ -76,86 +74,6 @@ class Transaction(Protocol):
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
-
-
-class Database(Protocol):
-    """The database of one process."""
-
-    @property
-    def queued(self) -> int:
-        """The number of units that wait for the next commit."""
-
-    def write(
-        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
-    ) -> Awaitable[T]:
-        """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
-
-        The awaitable raises StorageError if the commit failed or took too long. If the unit raised
-        an error, the awaitable raises that error, and the unit is rolled back. `write` itself
-        raises StorageBusyError if the queue is full. The queue is bounded in units and in
-        `held_bytes`, the bytes of the request's body that the unit holds in memory.
-
-        Units of a tenant run in order. Tenants take turns by the rows that they write; units with
-        `tenant=None`, as they concern no tenant or several, take turns like one more tenant.
-        """
-
-    def write_batched(
-        self,
-        unit: Unit[Sequence[T]],
-        item: object,
-        *,
-        tenant: str | None = None,
-        held_bytes: int = 0,
-        may_wait: bool = False,
-    ) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: one call gets all items that wait for it.
-
-        With `may_wait` the item waits some milliseconds for others, which saves a commit.
-        """
-
-    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write`, but never refused: retried every second until stored.
-
-        For answers that upstream will not repeat. The caller limits how many of these calls wait.
-        If it is canceled, the unit is not retried: what must be stored even then is shielded.
-        """
-
-    def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but after the units of `tenant` that are queued or in a commit now.
-
-        It may overtake one that waits for its retry. So who undoes what a `write_always` may have
-        done cancels that first.
-        """
-
-    async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
-
-    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
-        """Like `read`, for a unit that may take long: one of a tenant at a time.
-
-        SearchTooLongError if it takes too many steps.
-        """
-
-    def holds(self, id_: str) -> bool:
-        """Whether this process, if it works at all, holds the shard of a subscriber or generation.
-
-        The shard may move to another process at any time: ask before each step of work.
-        """
-
-    def hand_over(self, id_: str) -> bool:
-        """Return whether this process holds the shard of the id; if not, notify its holder."""
-
-    async def order_events(self, seconds: float | None = None) -> None:
-        """Give every committed event its `seq`. To be called before events are read in order.
-
-        StorageError after `seconds`, or after the time of a read; what is ordered stays ordered.
-        """
-
-    async def schema_problem(self) -> str | None:
-        """Return what is wrong with the version of the schema, or None."""
-
-    async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries a commit if there was none lately."""
 
 
 class Ownership(Protocol):

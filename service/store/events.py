@@ -9,7 +9,8 @@ from service.model.clock import rfc3339
 from service.model.event import Event
 from service.model.ids import new_id, time_of
 from service.store import pages, rows
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
+from service.store.writes import Database
 
 
 def new_event(

@@ -38,10 +38,16 @@ _TIMELINE = (
 )
 SHARED_MAX = 20  # Sharers of a task that one batch of polls may end.
 SHARERS_MAX = 50  # Sharers that are read beside a polled generation: its answer counts for all.
-Work = Literal["submit", "poll", "expire"]
+Work = Literal["submit", "confirm", "poll", "expire"]
 EXCHANGES_MAX = 1_000  # Of a kind, for each generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # Of a tenant's longest due polls so many are searched for overdue ones.
-# The statements that tell when the next generation is due.
+# The statements that list due generations, and those that tell when the next one is due.
+_DUE: dict[Work, str] = {
+    "submit": "generations_to_submit",
+    "confirm": "generations_to_confirm",
+    "poll": "generations_to_poll",
+    "expire": "generations_to_expire",
+}
 _NEXT_DUE: dict[Work, Sequence[str]] = {
     "submit": ["generation_next_submit"],
     "poll": ["generation_next_poll", "confirmation_next"],
@@ -128,25 +134,26 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
     await tx.many("generation_body_update", bodies)
 
 
-async def list_expired(tx: Transaction, choice: Choice) -> list[Generation]:
-    """Return open generations past their deadline, without a planned poll or confirmation."""
-    return await _list_by_choice(tx, "generations_to_expire", choice)
+async def list_due(
+    tx: Transaction, work: Work, choice: Choice, after: str = ""
+) -> list[Generation]:
+    """Return generations that are due for `work`, in turn by tenant, those after `after` first.
 
-
-async def list_submissions(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose submission is due again, in turn by tenant, after `after` first."""
-    return await _list_by_choice(tx, "generations_to_submit", choice, after=after)
-
-
-async def list_confirmations(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose confirmation is due, in turn by tenant, after `after` first."""
-    return await _list_by_choice(tx, "generations_to_confirm", choice, after=after)
-
-
-async def list_polls(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose poll is due, in turn as `list_confirmations`, overdue ones first."""
-    values = {"after": after, "look": OVERDUE_LOOK_MAX}
-    return await _list_by_choice(tx, "generations_to_poll", choice, **values)
+    Polls of generations past their deadline come before a tenant's others. "expire" has those past
+    it without a planned poll or confirmation, the longest overdue first.
+    """
+    lists = ("tenants", "without", "apart", "full")
+    values: dict[str, Any] = {name: json_text(getattr(choice, name)) for name in lists}
+    values |= {"now": tx.now, "limit": choice.limit, "after": after, "look": OVERDUE_LOOK_MAX}
+    due: list[Generation] = []
+    for row in await tx.all(_DUE[work], **values):
+        try:
+            due.append(decode_row(Generation, row))
+            if dict(row).get("is_shared"):
+                choice.shared.append(row["id"])
+        except Exception as error:  # noqa: BLE001  one row must not hold the others
+            choice.unreadable[row["id"]] = error
+    return due
 
 
 async def list_sharers(tx: Transaction, choice: Choice) -> list[Generation]:
@@ -157,22 +164,6 @@ async def list_sharers(tx: Transaction, choice: Choice) -> list[Generation]:
     values = {"ids": json_text(choice.shared), "without": json_text(choice.without)}
     limit = SHARERS_MAX * len(choice.shared)
     return await read_all(tx, Generation, "generations_of_shared", limit=limit, **values)
-
-
-async def _list_by_choice(
-    tx: Transaction, name: str, choice: Choice, **values: Any
-) -> list[Generation]:
-    lists = ("tenants", "without", "apart", "full")
-    values |= {name: json_text(getattr(choice, name)) for name in lists}
-    due: list[Generation] = []
-    for row in await tx.all(name, now=tx.now, limit=choice.limit, **values):
-        try:
-            due.append(decode_row(Generation, row))
-            if dict(row).get("is_shared"):
-                choice.shared.append(row["id"])
-        except Exception as error:  # noqa: BLE001  one row must not hold the others
-            choice.unreadable[row["id"]] = error
-    return due
 
 
 async def next_due(

@@ -20,6 +20,7 @@ class Item(msgspec.Struct, eq=False):
     args: tuple[Any, ...]
     batched: bool = False
     always: bool = False
+    is_behind: bool = False  # It waits for what is queued or in a commit when it comes.
     tenant: str | None = None  # In whose turn it runs; None: no tenant, or several.
     held_bytes: int = 0  # Of the request's body, which it holds in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
@@ -32,6 +33,15 @@ class Item(msgspec.Struct, eq=False):
     result: Any = None
     error: BaseException | None = None
     unanswered: Any = None  # On PostgreSQL: an `Unanswered`, from just before its COMMIT.
+
+    def resolve(self, error: BaseException | None) -> None:
+        """Give the caller the error, or the result, unless it was canceled or refused."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(error)
 
 
 def batches_of(items: Iterable[Item]) -> Collection[Sequence[Item]]:

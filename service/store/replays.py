@@ -12,7 +12,8 @@ from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, rows
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
+from service.store.writes import Database
 
 SET_ASIDE_MS = MINUTE
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.

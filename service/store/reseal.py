@@ -1,8 +1,9 @@
 """After a rotation of GENHOOK_SECRET_KEYS, reseal every stored secret under the newest key."""
 
 from service.store import subscribers
-from service.store.database import Database, Row, Transaction
+from service.store.database import Row, Transaction
 from service.store.vault import Vault, VaultError
+from service.store.writes import Database
 from service.telemetry import log
 
 _log = log.get()

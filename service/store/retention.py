@@ -20,8 +20,9 @@ from service.model.errors import StorageError
 from service.model.generation import CALLBACK_GRACE_MS
 from service.model.ids import first_id
 from service.store import stats, subscribers
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
 from service.store.rows import read_number
+from service.store.writes import Database
 from service.telemetry import log
 
 _log = log.get()

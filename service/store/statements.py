@@ -13,7 +13,7 @@ change them while PostgreSQL waits for a lock, and it shows them as they were be
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
@@ -46,24 +46,18 @@ class Statement(NamedTuple):
 
 
 class Dialect:
-    """The marks, the parameters and the overrides of one database.
+    """The marks and the overrides of one database.
 
-    `parameter` returns the text of the n-th parameter, from 1. If they are `numbered`, a value that
-    is used twice is one parameter.
+    Parameters are `?`, or `$1` and so on if they are `numbered`: a value that is used twice is one
+    parameter then.
     """
 
     def __init__(
-        self,
-        marks: Mapping[str, str],
-        parameter: Callable[[int], str],
-        *,
-        numbered: bool,
-        overrides: Iterable[Path] = (),
+        self, marks: Mapping[str, str], *, numbered: bool, overrides: Path | None = None
     ) -> None:
         self._marks = marks
-        self._parameter = parameter
         self._numbered = numbered
-        self._overrides = tuple(overrides)
+        self._overrides = overrides
         self.compose = lru_cache(_COMPOSED_MAX)(self.parse)
 
     def load(self) -> Mapping[str, Statement]:
@@ -72,8 +66,8 @@ class Dialect:
         parts: dict[str, str] = {}
         for path in sorted(_FOLDER.glob("*.sql")):
             by_name |= self._read(path, parts, by_name.keys().isdisjoint)
-        for path in self._overrides:
-            by_name |= self._read(path, parts, by_name.keys().__ge__)
+        if self._overrides:
+            by_name |= self._read(self._overrides, parts, by_name.keys().__ge__)
         return by_name
 
     def _read(
@@ -98,10 +92,9 @@ class Dialect:
             name = match["name"]
             if name is None:
                 return match[0]
-            if self._numbered and name in names:
-                return self._parameter(names.index(name) + 1)
-            names.append(name)
-            return self._parameter(len(names))
+            if not (self._numbered and name in names):
+                names.append(name)
+            return f"${names.index(name) + 1}" if self._numbered else "?"
 
         def fill(mark: re.Match[str]) -> str:
             return marks[mark[1]].replace("{}", mark[2] or "")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 from weakref import WeakValueDictionary
 
 from service.model.errors import StorageBusyError
@@ -47,3 +48,9 @@ class Turns:
                 yield
         finally:
             self._held_bytes -= Counter({tenant: held_bytes})  # Forgets who holds nothing.
+
+
+def retrieve_error(task: asyncio.Future[Any]) -> None:
+    """Mark the error of a task as seen: its caller may be gone."""
+    if not task.cancelled():
+        task.exception()

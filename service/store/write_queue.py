@@ -7,7 +7,7 @@ No caller waits longer than WAIT_SECONDS, whatever the disk does, except that of
 
 import asyncio
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from service.model.errors import StorageBusyError
 from service.store.item import Item
@@ -21,20 +21,23 @@ STALLED = "the database did not commit in time"
 class Queue:
     """The units that wait for a commit, and those that are in one."""
 
-    def __init__(self, items_max: int, bytes_max: int = QUEUE_BYTES_MAX) -> None:
+    def __init__(self, items_max: int) -> None:
         self.items_max = items_max
-        self.bytes_max = bytes_max
+        self.bytes_max = QUEUE_BYTES_MAX
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
+        # Items that are `is_behind`, and all that have to leave before these may wait, too. It is
+        # one set for all of them: one for each could hold a full queue many times over.
+        self._behind: list[Item] = []
+        self._before: set[Item] = set()
         self._committing: set[Item] = set()
         self._refused: set[Item] = set()  # Of `_committing`, those whose callers were refused.
         self._ended_at = -math.inf  # When the last commit ended, by the loop's clock.
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = asyncio.Event()  # Set when items leave; `settle` waits for it.
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._behind)
 
     def put(self, item: Item) -> None:
         """Add an item. StorageBusyError if the queue is full, unless it is `always`."""
@@ -49,7 +52,12 @@ class Queue:
             if self._timer is None:
                 self._timer = loop.call_at(item.ends_at, self.end_waits)
         self._held_bytes = held_bytes
-        self._waiting.append(item)
+        if item.is_behind:
+            self._before.update(self._committing, self._waiting)
+        if item.is_behind and self._before:
+            self._behind.append(item)
+        else:
+            self._waiting.append(item)
 
     def take(self) -> Sequence[Item]:
         """Return the next items, which count as in a commit until `finish` or `put_back`."""
@@ -77,18 +85,12 @@ class Queue:
         self._ended_at, self.is_stalled = asyncio.get_running_loop().time(), False
         self._leave(items)
 
-    async def settle(self) -> None:
-        """Wait until every item that is now queued or in a commit has left."""
-        rest = {*self._committing, *self._waiting}
-        while rest := rest & {*self._committing, *self._waiting}:
-            self._ended.clear()
-            await self._ended.wait()
-
     def clear(self) -> None:
         """Forget everything that waits."""
-        self._release(self._waiting)
+        self._behind.clear()
+        self._before.clear()
+        self._release([*self._waiting])
         self._waiting.clear()
-        self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -106,14 +108,12 @@ class Queue:
             return item.ends_at <= now
 
         dropped = self._waiting.drop(is_late)
-        self._ended.set()
         self._refused.update(filter(is_late, self._committing))
         late = [*self._refused, *dropped]
         if self._committing:  # Else a commit may begin, and nothing would end the stall.
             self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
         for item in late:
-            if not item.future.done():
-                item.future.set_exception(StorageBusyError(STALLED))
+            item.resolve(StorageBusyError(STALLED))
         self._release(dropped)
         items = (*self._committing, *self._waiting)
         ends = [item.ends_at for item in items if not (item.always or is_late(item))]
@@ -124,7 +124,13 @@ class Queue:
         self._committing.difference_update(items)
         if self._refused:
             self._refused.difference_update(items)
-        self._ended.set()
 
-    def _release(self, items: Iterable[Item]) -> None:
+    def _release(self, items: Collection[Item]) -> None:
+        """Let go of items that leave: of their bytes, and of those that come behind them."""
         self._held_bytes -= sum(item.held_bytes for item in items)
+        if self._before:
+            self._before.difference_update(items)
+            if not self._before:
+                behind, self._behind = self._behind, []
+                for item in behind:
+                    self._waiting.append(item)

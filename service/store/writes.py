@@ -1,8 +1,9 @@
-"""What writing has in common on both databases: the queue, retries, and why commits fail."""
+"""The database as both engines share it: the queue of writes, retries, and why commits fail."""
 
 import asyncio
 import math
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ FAILING_SECONDS = 5.0  # How long `write_problem` reports a failed commit.
 PROBE_SECONDS = 10.0  # If the last commit is older, `commit_problem` tries a commit.
 
 
-class Writes:
-    """The units that wait for a commit; a database inherits it, and commits them in a task."""
+class Database(ABC):
+    """The database of one process. It commits the units that wait in a task."""
 
     def __init__(self, queue_max: int) -> None:
         self._queue = Queue(queue_max)
@@ -38,7 +39,16 @@ class Writes:
     def write(
         self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
     ) -> Awaitable[T]:
-        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
+        """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
+
+        The awaitable raises StorageError if the commit failed or took too long. If the unit raised
+        an error, the awaitable raises that error, and the unit is rolled back. `write` itself
+        raises StorageBusyError if the queue is full. The queue is bounded in units and in
+        `held_bytes`, the bytes of the request's body that the unit holds in memory.
+
+        Tenants take turns by the rows that they write; units with `tenant=None`, as they concern no
+        tenant or several, take turns like one more tenant.
+        """
         return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
 
     def write_batched(
@@ -50,20 +60,61 @@ class Writes:
         held_bytes: int = 0,
         may_wait: bool = False,
     ) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
+        """Like `write`, for a unit over a list: one call gets all items that wait for it.
+
+        With `may_wait` the item waits some milliseconds for others, which saves a commit.
+        """
         new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
         return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed.
 
-        It is not retried once its caller was canceled.
+        For answers that upstream will not repeat. The caller limits how many of these calls wait.
+        If it is canceled, the unit is not retried: what must be stored even then is shielded.
         """
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but after the units of `tenant` that are queued or committed now."""
-        return self.write_always(unit, *args, tenant=tenant)
+        """Like `write_always`, but after all units that are queued or in a commit now.
+
+        It may overtake one that waits for its retry. So who undoes what a `write_always` may have
+        done cancels that first.
+        """
+        return self._enqueue(Item(unit, args, always=True, is_behind=True, tenant=tenant))
+
+    @abstractmethod
+    async def read(self, unit: Unit[T], *args: object) -> T:
+        """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
+
+    @abstractmethod
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long: one of a tenant at a time.
+
+        SearchTooLongError if it takes too many steps.
+        """
+
+    @abstractmethod
+    def holds(self, id_: str) -> bool:
+        """Whether this process, if it works at all, holds the shard of a subscriber or generation.
+
+        The shard may move to another process at any time: ask before each step of work.
+        """
+
+    @abstractmethod
+    def hand_over(self, id_: str) -> bool:
+        """Return whether this process holds the shard of the id; if not, notify its holder."""
+
+    @abstractmethod
+    async def order_events(self, seconds: float | None = None) -> None:
+        """Give every committed event its `seq`. To be called before events are read in order.
+
+        StorageError after `seconds`, or after the time of a read; what is ordered stays ordered.
+        """
+
+    @abstractmethod
+    async def schema_problem(self) -> str | None:
+        """Return what is wrong with the version of the schema, or None."""
 
     @property
     def queued(self) -> int:
@@ -71,7 +122,10 @@ class Writes:
         return len(self._queue)
 
     async def write_problem(self) -> str | None:
-        """Return why commits fail, or have failed within FAILING_SECONDS; None if they do not."""
+        """Return why commits fail, or have failed within FAILING_SECONDS; None if they do not.
+
+        It tries a commit if there was none lately.
+        """
         if asyncio.get_running_loop().time() - self._failed_at < FAILING_SECONDS:
             return self._failure
         return await self.commit_problem()

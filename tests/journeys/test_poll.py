@@ -457,17 +457,19 @@ async def test_a_refresh_without_a_task_id_makes_no_poll(tmp_path: Path) -> None
 async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_polls = generations.list_polls
+    list_due = generations.list_due
 
-    async def list_slowly(tx: Transaction, choice: generations.Choice, after: str) -> Any:
-        due = await list_polls(tx, choice, after)
+    async def list_slowly(
+        tx: Transaction, work: generations.Work, choice: generations.Choice, after: str
+    ) -> Any:
+        due = await list_due(tx, work, choice, after)
         world.clock.advance(5)  # Time passes during the read.
         return due
 
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         due_at = world.clock.now + 2_400
-        monkeypatch.setattr(generations, "list_polls", list_slowly)
+        monkeypatch.setattr(generations, "list_due", list_slowly)
         _, next_at = await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         assert next_at == due_at
 

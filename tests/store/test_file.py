@@ -88,6 +88,17 @@ async def test_nothing_is_stored_without_the_log_and_its_index(
         await database.write(bump)
 
 
+async def test_nothing_is_stored_if_the_path_leads_to_another_name_beside_which_no_log_is(
+    database: Database,
+) -> None:
+    """A restart would look for the log beside the new name, and lose what the old one holds."""
+    path = Path(database.path)
+    path.rename(f"{path}.moved")  # noqa: ASYNC240
+    path.symlink_to(f"{path}.moved")  # noqa: ASYNC240
+    with pytest.raises(StorageError, match="-wal was deleted or replaced: stop genhook"):
+        await database.write(bump)
+
+
 async def test_where_every_file_is_gone_no_restart_is_advised(database: Database) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{database.path}{suffix}").unlink()  # noqa: ASYNC240

@@ -14,8 +14,9 @@ import pytest
 from service.model.clock import HOUR, MINUTE
 from service.model.generation import Generation, GenerationStatus
 from service.store import deliveries, generations, pages
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
 from service.store.generations import Filter
+from service.store.writes import Database
 from tests import engine
 from tests.store.test_units import opened
 

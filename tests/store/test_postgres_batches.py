@@ -298,10 +298,32 @@ async def test_units_whose_callers_were_refused_before_they_began_never_run(
     assert database.queued == 0
     await refuse(database, *writes)
     hanging.may_end.set()
-    await database._queue.settle()
-    assert await database.write(increment) == 0
+    assert await database.write_behind(increment) == 0
     assert hanging.begun == WRITERS_MAX
     assert database._queue._held_bytes == 0
+
+
+async def test_what_comes_behind_a_commit_that_hangs_is_not_looked_for_until_its_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, queue, looks = Held(), database._queue, 0
+    take = queue.take
+
+    def count_look() -> Sequence[Any]:
+        nonlocal looks
+        looks += 1
+        return take()
+
+    hanging = database.write_batched(held.unit, "a")
+    await until(lambda: bool(held.batches))
+    monkeypatch.setattr(queue, "take", count_look)
+    behind = database.write_behind(increment)
+    for _ in range(20):
+        await asyncio.sleep(0)  # noqa: TID251  the stream's turn
+    looks_meanwhile = looks
+    held.may_end.set()
+    assert (await hanging, await behind) == ("a", 0)
+    assert looks_meanwhile == 1
 
 
 async def test_items_of_a_batch_that_fails_after_they_were_refused_are_not_run_one_by_one(
@@ -319,6 +341,5 @@ async def test_items_of_a_batch_that_fails_after_they_were_refused_are_not_run_o
     await until(lambda: bool(batches))
     await refuse(database, *writes)
     may_end.set()
-    await database._queue.settle()
-    assert await database.write(increment) == 0
+    assert await database.write_behind(increment) == 0
     assert batches == [[0, 1, 2]]

@@ -11,9 +11,11 @@ import asyncpg
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
-from service.store.database import Database, Transaction
+from service.store.database import Transaction
 from service.store.postgres import Database as ServerDatabase
+from service.store.sqlite import group
 from service.store.sqlite.database import Database as FileDatabase
+from service.store.writes import Database
 from tests import engine
 
 VIOLATION = (sqlite3.IntegrityError, asyncpg.UniqueViolationError)
@@ -158,6 +160,28 @@ async def test_write_always_raises_what_the_unit_raises(database: Database) -> N
     await database.write(put, "same")
     with pytest.raises(VIOLATION):
         await database.write_always(put, "same")
+
+
+async def test_what_comes_behind_others_sees_what_all_of_them_have_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "CHANGED_MAX", 1)  # A group on SQLite leaves the second one.
+    others = [database.write(put, name) for name in "ab"]
+    assert await database.write_behind(names_in) == ["a", "b"]
+    assert await asyncio.gather(*others) == [1, 1]
+
+
+async def test_what_comes_behind_others_is_stored_though_the_database_closes(
+    tmp_path: Path,
+) -> None:
+    async with with_things(tmp_path) as database:
+        other = database.write(put, "a")
+        behind = asyncio.ensure_future(database.write_behind(put, "b"))
+        await asyncio.sleep(0)  # noqa: TID251  it has begun before the end
+        await database.close()
+        assert (await other, await behind) == (1, 1)
+        await database.open()
+        assert await database.read(names_in) == ["a", "b"]
 
 
 async def test_a_canceled_caller_does_not_stop_the_others(database: Database) -> None:

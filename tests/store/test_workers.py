@@ -14,10 +14,10 @@ from service.app import App
 from service.delivery.dispatch import Dispatcher
 from service.delivery.lanes import Lane
 from service.store import reseal
-from service.store.database import Database
 from service.store.postgres import ShardLocks, locks, ownership
 from service.store.shards import ALL, NONE, shard_of
 from service.store.vault import Vault
+from service.store.writes import Database
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 from tests.journeys.gates import Counting, Gate, queue_answers

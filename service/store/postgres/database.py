@@ -21,10 +21,10 @@ from typing import Any
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
+from service.store import writes
 from service.store.database import T, Unit
 from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.postgres import schema
-from service.store.postgres.commits import Unanswered, number_of, was_committed
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
     Pool,
@@ -34,13 +34,19 @@ from service.store.postgres.connection import (
     reason,
     taken,
 )
-from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
-from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError, Transaction
-from service.store.shards import shard_of
-from service.store.writes import Writes, follow_up
+from service.store.postgres.transaction import (
+    CHARGED_MAX,
+    TooManyRowsError,
+    Transaction,
+    Unanswered,
+    number_of,
+    was_committed,
+)
+from service.store.shards import Holding, shard_of
+from service.store.writes import follow_up
 from service.telemetry import log
 
 _log = log.get()
@@ -54,8 +60,8 @@ REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
 
 
-class Database(Writes):
-    """The database of one process; see store/database.py."""
+class Database(writes.Database):
+    """The database of one process; see store/writes.py."""
 
     def __init__(
         self,
@@ -120,11 +126,6 @@ class Database(Writes):
         """Return the result of short work on a connection with a snapshot."""
         return await within(READ_SECONDS, self._reads.read(self._pool, work))
 
-    async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
-        """See `Writes`. Several commits run at once, so this waits for the earlier ones."""
-        await self._queue.settle()
-        return await self.write_always(unit, *args, tenant=tenant)
-
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
         return await self.look(partial(self._run_on, unit, args))
@@ -171,7 +172,8 @@ class Database(Writes):
                 await asyncio.sleep(0)  # noqa: TID251  it only yields
                 self._wake.clear()
                 items = self._queue.take()
-            if await self._start_commits(items) and self._queue:
+            # Where there was none, what waits comes behind a commit, whose end wakes this.
+            if await self._start_commits(items) and items and self._queue:
                 self._wake.set()
 
     async def _start_commits(self, items: Iterable[Item]) -> bool:
@@ -238,9 +240,8 @@ class Database(Writes):
         if tx.charged:
             note_rows(tx.charged, batch)
         for item, result in zip(batch, results, strict=True):
-            item.has_run = True
-            if not item.future.done():
-                item.future.set_result(result)
+            item.result, item.has_run = result, True
+            item.resolve(None)
         follow_up(tx.after)
 
     async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
@@ -283,8 +284,7 @@ class Database(Writes):
             error = StorageError(message)
             batch = self._plan_retries(batch, message)
         for item in batch:
-            if not item.future.done():
-                item.future.set_exception(error)
+            item.resolve(error)
 
 
 async def _close(opened: Any) -> None:

@@ -10,7 +10,7 @@ import asyncpg
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
 from service.store.postgres.connection import Pool, taken
-from service.store.turns import Turns
+from service.store.turns import Turns, retrieve_error
 
 READ_SECONDS = 5.0  # Then the caller gets a StorageError.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
@@ -68,9 +68,4 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     finally:
         if not task.done():
             task.cancel()
-            task.add_done_callback(_retrieve_error)
-
-
-def _retrieve_error(task: asyncio.Future[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
+            task.add_done_callback(retrieve_error)

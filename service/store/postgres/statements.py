@@ -33,9 +33,8 @@ DIALECT = Dialect(
         "held_id": "AND shard_of({}) = ANY(:shards)",
         "tenants": _TENANTS,
     },
-    lambda number: f"${number}",
     numbered=True,
-    overrides=[Path(__file__).with_name("overrides.sql")],
+    overrides=Path(__file__).with_name("overrides.sql"),
 )
 
 

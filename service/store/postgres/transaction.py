@@ -1,17 +1,24 @@
-"""A transaction on one connection to PostgreSQL; see store/database.py."""
+"""A transaction on PostgreSQL, and whether it is committed if its COMMIT gets no answer."""
 
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import asyncpg
+import msgspec
+
 from service.store.database import AfterCommit, Row
+from service.store.postgres.connection import Pool
 from service.store.postgres.statements import DIALECT, statements
 
 # Two schemas of a database have different names.
 _LOCK_NAMES = """
 SELECT pg_advisory_xact_lock(hashtextextended('genhook ' || current_schema() || ' ' || name, 0))
 FROM unnest(CAST($1 AS TEXT[])) name"""
+# A transaction's number, if it has written; and how one with a number has ended.
+_NUMBER = "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)"
+_STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
 CHARGED_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -82,10 +89,11 @@ class Transaction:
         """Return every row of the statement, which nobody else deletes until the commit."""
         return await self._lock(name, "FOR KEY SHARE", values)
 
-    async def _lock(self, name: str, strength: str, values: Mapping[str, object]) -> list[Row]:
-        sql, bind, lock = statements()[name]
+    async def _lock(self, name: str, strength: str, values: dict[str, object]) -> list[Row]:
+        lock = statements()[name].lock
+        sql, *arguments = self._bind(name, values)
         sql = f"{sql} {strength} OF {lock.tables}"
-        rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        rows: list[Row] = await self._connection.fetch(sql, *arguments)
         if lock.looks_again:
             locked = {row["id"] for row in rows}
             rows = [row for row in await self.all(name, **values) if row["id"] in locked]
@@ -158,6 +166,37 @@ class Transaction:
             rows = source.cursor(sql, *arguments, prefetch=PREFETCH_ROWS)
         async for row in rows:
             yield row
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """A transaction whose COMMIT was sent, with the results and follow-ups if it was committed."""
+
+    number: str | None  # pg_current_xact_id; None: it has written nothing.
+    results: Sequence[Any]
+    tx: Transaction
+
+
+async def number_of(connection: Any) -> str | None:
+    """Return the number of the transaction of a connection; None if it has written nothing."""
+    number: str | None = await connection.fetchval(_NUMBER)
+    return number
+
+
+async def was_committed(pool: Pool, number: str | None) -> bool:
+    """Return whether a transaction was committed. TimeoutError if it has not ended yet.
+
+    One that has written nothing counts as not committed: it may run again.
+    """
+    if number is None:
+        return False
+    async with pool.transaction() as connection:
+        try:
+            status = await connection.fetchval(_STATUS, number)
+        except asyncpg.InvalidParameterValueError:  # A new primary that never got the transaction.
+            return False
+    if status == "in progress":
+        raise TimeoutError
+    return bool(status == "committed")
 
 
 def _join(insert: re.Match[str], types: Sequence[str]) -> str:

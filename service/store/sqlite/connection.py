@@ -53,8 +53,9 @@ def is_of_unit(error: BaseException) -> bool:
 
 def is_of_database(error: BaseException | None) -> bool:
     """Return whether the disk, a lock, the file or its schema is at fault: callers get a 503."""
-    is_of_schema = _LACKS.match(str(error)) is not None
-    return isinstance(error, sqlite3.Error) and (is_of_schema or not is_of_unit(error))
+    if not isinstance(error, sqlite3.Error):
+        return False
+    return _LACKS.match(str(error)) is not None or not is_of_unit(error)
 
 
 def code_of(error: BaseException) -> int:

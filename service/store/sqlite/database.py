@@ -9,17 +9,18 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
+from service.store import writes
 from service.store.database import AfterCommit, T, Unit
 from service.store.item import Item
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost, is_of_database
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.writes import Writes, follow_up, wait_for_end
+from service.store.writes import follow_up, wait_for_end
 from service.telemetry import log
 
 _log = log.get()
@@ -27,27 +28,13 @@ _log = log.get()
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 
 
-def _resolve(items: Iterable[Item]) -> None:
-    """Set the result or the error of every item's future that its caller has not canceled."""
-    for item in items:
-        error = item.error
-        if item.future.done():
-            continue
-        if error is None:
-            item.future.set_result(item.result)
-        elif is_of_database(error):
-            item.future.set_exception(StorageError(f"the database failed: {error}"))
-        else:
-            item.future.set_exception(error)
-
-
 def _may_succeed_later(error: BaseException | None) -> bool:
     """Whether a retry makes sense: not if the file is damaged."""
     return isinstance(error, sqlite3.OperationalError) and is_of_database(error)
 
 
-class Database(Writes):
-    """The database of one process; see store/database.py."""
+class Database(writes.Database):
+    """The database of one process; see store/writes.py."""
 
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         super().__init__(queue_max)
@@ -199,7 +186,11 @@ class Database(Writes):
         if failed:
             given_up = self._plan_retries(failed, str(failed[0].error))
             items = [item for item in items if item not in failed] + given_up
-        _resolve(items)
+        for item in items:
+            error = item.error
+            if is_of_database(error):
+                error = StorageError(f"the database failed: {error}")
+            item.resolve(error)
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""

@@ -31,8 +31,10 @@ class File:
         # For locks on the file. It is closed after every connection: to close any descriptor of a
         # file drops the POSIX locks that SQLite holds on the file for this process (fcntl(2)).
         self.descriptor = -1
+        self._target = ""  # The file that the path, which may be a link, has led to.
         self.is_new = False
         self.damage: str | None = None  # The first damage that SQLite has met.
+        # By what follows the file's name: nothing for itself, `-wal` and `-shm`.
         self._identities: dict[str, tuple[int, int] | None] = {}
         self._bytes_seen = 0
         self._is_cut = False
@@ -51,7 +53,7 @@ class File:
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
         self.is_new = status.st_size == 0
         # The file first: if all are gone, a restart would begin with an empty one.
-        self._identities = {self.path: (status.st_dev, status.st_ino)}
+        self._identities = {"": (status.st_dev, status.st_ino)}
 
     def close(self) -> None:
         """Close the descriptor, which ends the locks on it."""
@@ -61,8 +63,8 @@ class File:
 
     def watch(self) -> None:
         """Watch the files that SQLite has opened now."""
-        beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
-        self._identities |= {path: _identify(path) for path in beside}
+        path = self._target = os.path.realpath(self.path)
+        self._identities |= {suffix: _identify(path + suffix) for suffix in ("-wal", "-shm")}
 
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
@@ -78,10 +80,12 @@ class File:
     def problem(self) -> str | None:
         """Return why no commit is safe any more, or None."""
         self._well_at = -math.inf
-        for path, identity in self._identities.items():
-            if identity and _identify(path) != identity:
-                advice = RESTORE if path == self.path else _RESTART
-                return f"the file {path} was deleted or replaced: {advice}"
+        # A link may lead to the file now that had this name: a restart would look for the log there.
+        path = os.path.realpath(self.path)
+        for suffix, identity in self._identities.items():
+            if identity and _identify(path + suffix) != identity:
+                advice = _RESTART if suffix and path == self._target else RESTORE
+                return f"the file {self.path}{suffix} was deleted or replaced: {advice}"
         # A checkpoint may bring a cut file back to its size, so the cut is remembered.
         try:
             self._is_cut = self._is_cut or self._was_cut()

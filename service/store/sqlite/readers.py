@@ -14,7 +14,7 @@ from service.model.errors import SearchTooLongError, StorageBusyError, StorageEr
 from service.store.database import T
 from service.store.sqlite.connection import Connection, code_of, connect, is_of_database
 from service.store.sqlite.file import File
-from service.store.turns import TURN_SECONDS, Turns
+from service.store.turns import TURN_SECONDS, Turns, retrieve_error
 
 READERS = 3
 SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
@@ -40,7 +40,22 @@ class Readers:
 
         StorageBusyError if none is free within TURN_SECONDS.
         """
-        return await self._run(do, *args)
+        reader = await self._take(TURN_SECONDS)
+        try:
+            if self._is_closed:
+                raise StorageError("the database is closed")
+            if reader is None:
+                if problem := self._file.problem():  # The file is another database now.
+                    raise StorageError(problem)
+                reader = await connect(self._file.path)
+            return await reader.apply(do, *args)
+        except sqlite3.Error as error:
+            self._file.note(error)
+            if is_of_database(error):
+                raise StorageError(f"the database failed: {error}") from error
+            raise
+        finally:
+            self._give_back(reader)
 
     async def search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)`, which may take long, when it is the tenant's turn.
@@ -50,12 +65,12 @@ class Readers:
         then: a client that hangs up gains nothing.
         """
         search = asyncio.ensure_future(self._search(tenant, do, *args))
-        search.add_done_callback(_retrieve_error)
+        search.add_done_callback(retrieve_error)
         return await asyncio.shield(search)
 
     async def _search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
         async with self._searches.turn(tenant):
-            return await self._run(_limited, do, *args)
+            return await self.read(_limited, do, *args)
 
     async def close(self) -> None:
         """Close every reader, after the reads under way. Later reads raise StorageError."""
@@ -73,24 +88,6 @@ class Readers:
                 if reader:
                     await reader.close()
             yield
-
-    async def _run(self, do: Callable[..., T], *args: object) -> T:
-        reader = await self._take(TURN_SECONDS)
-        try:
-            if self._is_closed:
-                raise StorageError("the database is closed")
-            if reader is None:
-                if problem := self._file.problem():  # The file is another database now.
-                    raise StorageError(problem)
-                reader = await connect(self._file.path)
-            return await reader.apply(do, *args)
-        except sqlite3.Error as error:
-            self._file.note(error)
-            if is_of_database(error):
-                raise StorageError(f"the database failed: {error}") from error
-            raise
-        finally:
-            self._give_back(reader)
 
     async def _take(self, seconds: float | None) -> Connection | None:
         """Wait for a reader, at most so long. A connection that is not open yet is None."""
@@ -127,9 +124,3 @@ def _limited(connection: sqlite3.Connection, do: Callable[..., T], *args: object
         raise
     finally:
         connection.set_progress_handler(None, 0)
-
-
-def _retrieve_error(search: asyncio.Future[T]) -> None:
-    """Mark the error of a search as seen, though its caller may be gone."""
-    if not search.cancelled():
-        search.exception()

@@ -23,7 +23,6 @@ DIALECT = Dialect(
         "json": "TEXT",  # The type that `pairs` takes.
         "is_json": "json_valid({})",
     },
-    lambda _number: "?",
     numbered=False,
 )
 
