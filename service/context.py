@@ -113,7 +113,8 @@ class Context(Struct, kw_only=True):
     watching: asyncio.Task[None] | None = None  # Looks for other processes' outcomes.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 
-    # Shards of other processes for which this one committed due work; a drive tries to take them.
+    # Shards for which this process committed due work that no session of it took; a drive tries to
+    # take them.
     elsewhere: set[int] = field(default_factory=set)
     inbox: Inbox = field(default=None)  # type: ignore[assignment]
 
@@ -127,7 +128,9 @@ class Context(Struct, kw_only=True):
 
     def hand_over(self, id_: str) -> bool:
         """Return whether this process holds the id's shard; else notify the process that does."""
-        if not (is_here := self.database.hand_over(id_)):
+        is_here = self.database.hand_over(id_)
+        # A session that only waits for requests to end takes nothing, and may end at any moment.
+        if not is_here or self.inbox.lanes is None:
             self.elsewhere.add(shard_of(id_))
         return is_here
 

@@ -1,7 +1,7 @@
 """Rounds of due work, of a tick or of a drive: each runs every step once."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from service.delivery.loading import held_up_until
@@ -10,8 +10,11 @@ from service.model.errors import StorageError
 from service.right import Right
 from service.session import Session, Step, log_failure
 
-# How long a tick waits for deliveries that are held up, as long as it sends attempts.
+# How long a tick waits for what is held up, as long as it sends attempts.
 HELD_UP_SECONDS_MAX = 1.0
+# What is held up for longer, as by a rest of a day, is like a retry: a tick that comes then finds
+# it.
+SOON_SECONDS = 60.0
 ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 
 
@@ -25,6 +28,8 @@ class Rounds:
         # Look at the rows first: the session may be that of an earlier tick.
         self._steps = [session.look, *(session.tick_steps if is_tick else session.drive_steps)]
         self._failed: set[Step] = set()
+        signals = right.context.signals
+        self._ended = (signals.submit, signals.poll)
 
     async def run(self, ends_at: float, requested: asyncio.Event) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
@@ -63,11 +68,16 @@ class Rounds:
         return asyncio.get_running_loop().time() >= ends_at or self._right.stopping.is_set()
 
     def _held_up_seconds(self) -> float | None:
-        """Return for how long deliveries or results are held up, as by a rate; None if none are."""
+        """Return for how long something is held up, as by a rate; None if nothing leaves soon."""
         now, dispatcher = self._right.context.clock(), self._session.dispatcher
-        times = (held_up_until(dispatcher.lanes.values(), now), dispatcher.unrecorded.retry_at)
+        times = (
+            held_up_until(dispatcher.lanes.values(), now),
+            dispatcher.unrecorded.retry_at,
+            self._right.poller.retry_at,
+        )
         until = min((at for at in times if at is not None), default=None)
-        return None if until is None else max(until - now, 0) / SECOND
+        seconds = None if until is None else max(until - now, 0) / SECOND
+        return None if seconds is None or seconds > SOON_SECONDS else seconds
 
     async def _run_steps(self, ends_at: float, requested: asyncio.Event) -> tuple[bool, bool]:
         """Run every step that has not failed; wait until its requests end, or more rows are due.
@@ -75,8 +85,10 @@ class Rounds:
         So a receiver that hangs holds up no other work. Return whether rows are due, and whether
         those requests have ended. TimeoutError if a step does not end in time.
         """
-        clock = self._right.context.clock
-        now = clock()
+        now = self._right.context.clock()
+        if not self._right.has_loops:  # Else the loops clear them.
+            for signal in self._ended:
+                signal.clear()
         due_times: list[int | None] = []
         for step in (step for step in self._steps if step not in self._failed):
             try:
@@ -86,22 +98,40 @@ class Rounds:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 log_failure(step, error, 1)
                 self._failed.add(step)
-        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
-        await self._wait(settling, self._round_ends_at(due_times, ends_at), requested)
-        is_settled = settling.done()
-        settling.cancel()
-        if not self._failed:  # Else it may be the dispatcher's step, which takes the timers.
-            due_times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
-        is_due = any(at is not None and at <= clock() for at in due_times)
+        is_settled = await self._settle(due_times, ends_at, requested)
+        is_due = self._is_due(due_times)
         return is_due or bool(self._right.submitter.repeated), is_settled
 
-    def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
-        """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""
-        next_at = min((at for at in due_times if at is not None), default=None)
-        if next_at is None:
-            return ends_at
-        seconds = max((next_at - self._right.context.clock()) / SECOND, ROUND_SECONDS)
-        return min(ends_at, asyncio.get_running_loop().time() + seconds)
+    async def _settle(
+        self, due_times: Sequence[int | None], ends_at: float, requested: asyncio.Event
+    ) -> bool:
+        """Wait until the requests under way have ended; return whether they have.
+
+        The wait ends with the time, at requests that wait for the next turn, and once rows are due,
+        at which it looks every ROUND_SECONDS.
+        """
+        loop = asyncio.get_running_loop()
+        settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
+        try:
+            while True:
+                await self._wait(settling, min(ends_at, loop.time() + ROUND_SECONDS), requested)
+                is_over = requested.is_set() or self.is_over(ends_at)
+                if settling.done() or is_over or self._is_due(due_times):
+                    return settling.done()
+        finally:
+            settling.cancel()
+
+    def _is_due(self, due_times: Iterable[int | None]) -> bool:
+        """Return whether rows are due by now; `due_times` are those that the steps have returned.
+
+        A poll or a submission that has ended since may have left its place to another one.
+        """
+        times = [*due_times]
+        if not self._failed:  # Else it may be the dispatcher's step, which takes the timers.
+            times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
+        now = self._right.context.clock()
+        has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ended)
+        return has_ended or any(at is not None and at <= now for at in times)
 
     async def _wait(
         self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
@@ -111,9 +141,11 @@ class Rounds:
         signals = (self._right.stopping, interrupt)
         ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
         waited = ends if task is None else [task, *ends]
-        await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
+        try:
+            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
         """Run one step. At `ends_at` or a stop raise TimeoutError; the step goes on alone.

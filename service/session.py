@@ -68,7 +68,8 @@ class Session:
         self.is_over = asyncio.Event()  # Set once the loops are to end: it wakes who backs off.
         self._sweep = sweep
         self._is_cleaning = False
-        self._look_at: int | None = None  # None: the rows were not looked at yet.
+        self._looked_at = 0
+        self._look_at: int | None = None  # When to look again; None: as soon as possible.
         self._rest_until = 0  # Until then, no other process's commit causes a look.
         self._shards = NONE  # Those of the last `_follow_shards`.
         self._lost = NONE  # Those lost since; they may have come back.
@@ -94,8 +95,9 @@ class Session:
         """Receive deliveries that are committed from now on, and let attempts start.
 
         The first `watch` finds the rows that are due already, while the loops run: with many lanes
-        it takes seconds.
+        it takes seconds. In the session of a tick, too: since its end nothing was received.
         """
+        self._look_at = None
         self._processes_alternate = is_in_turn
         self.ownership.busy, self.ownership.on_lost = self._busy, self._forget
         self.context.inbox.lanes = self.dispatcher
@@ -119,11 +121,9 @@ class Session:
         await self.dispatcher.close()
 
     async def look(self, now: int) -> int:
-        """Find all lanes that have rows, and wake every loop; return when to look again."""
+        """Find all lanes that have rows; return when to look again."""
         self._follow_shards()
-        self._look_at = now  # A look that fails stays due.
-        for signal in msgspec.structs.astuple(self.context.signals):
-            signal.set()
+        self._looked_at = self._look_at = now  # A look that fails stays due.
         await self._follow_changes()
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
@@ -169,16 +169,20 @@ class Session:
     async def watch(self, now: int) -> int:
         """Look at the rows at first, with new shards, after others' commits, and once a minute.
 
+        A look wakes every loop.
+
         It asks for commits before it reads the rows: what is committed in between is seen next
         time. It reads changed subscribers each time, as the answer about commits may be late.
         """
         if self._look_at is not None:
             await self._follow_changes()
-        if self._follow_shards():
+        if self._follow_shards() or now < self._looked_at:  # Or the clock was set back.
             self._look_at = None
         if await self.ownership.other_process_committed() and self._look_at is not None:
             self._look_at = min(self._look_at, self._rest_until)
         if self._look_at is None or now >= self._look_at:
+            for signal in msgspec.structs.astuple(self.context.signals):
+                signal.set()
             await self.look(now)
         return now + int(WATCH_SECONDS * SECOND)
 

@@ -94,6 +94,7 @@ class Ticks:
                             requests.set()
                     # Requests that came meanwhile share its next turn.
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
+                await self._right.submitter.forget_placed()
                 # Some may be left that found no place, or that are in shards of others.
                 more = more or await self._right.submitter.has_due() or self._lacks_shards()
             finally:
@@ -215,8 +216,7 @@ class Ticks:
                         break  # Else its work may have made rows of others due.
                     more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = self._right.ownership.locked
-                if not more and self._right.submitter.unplaced:
-                    await self._right.submitter.has_due()  # If none is, they are forgotten.
+                await self._right.submitter.forget_placed()
                 return "missing" if self._missing_shards() else "worked"
         finally:
             turn_ended.set()  # A platform may stop the process once its requests are answered.

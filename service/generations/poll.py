@@ -66,6 +66,7 @@ class Poller:
         self.places = RoutePlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
         self._questions = Questions()
+        self.retry_at: int | None = None  # When to poll again what could not be stored.
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self._hints_first = True
         self._turns = Turns()
@@ -82,19 +83,14 @@ class Poller:
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
+        if self.retry_at is not None and self.retry_at <= now:
+            self.retry_at = None  # From now on its rows are due.
         room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
             self._unused_until = 0
             return 0, self.budget.next_at(now) if room > 0 else None
-        apart, full = full_questions(self.places, lambda: self.context.catalogue)
-        choice = generations.Choice(
-            limit=free,
-            tenants=self.places.all.full(),
-            without=[*self.stuck.ids(now), *self.in_flight],
-            apart=apart,
-            full=full,
-        )
+        choice = self._choose(free, now)
         confirmations, polls, sharers, next_at, paused_until = await self.context.database.read(
             _read_due, choice, self._turns
         )
@@ -119,6 +115,17 @@ class Poller:
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
+
+    def _choose(self, most: int, now: int) -> generations.Choice:
+        """Return which due polls to read: up to `most` that could start now."""
+        apart, full = full_questions(self.places, lambda: self.context.catalogue)
+        return generations.Choice(
+            limit=most,
+            tenants=self.places.all.full(),
+            without=[*self.stuck.ids(now), *self.in_flight],
+            apart=apart,
+            full=full,
+        )
 
     async def _reserve(self, count: int) -> int:
         """Take up to `count` polls from the rate that all processes share; return how many."""
@@ -266,7 +273,8 @@ class Poller:
             await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self.budget.pause(context.clock() + SECOND, context.clock())
+            self.retry_at = (now := context.clock()) + SECOND
+            self.budget.pause(self.retry_at, now)
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())

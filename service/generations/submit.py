@@ -231,23 +231,34 @@ class Submitter:
     async def has_due(self) -> bool:
         """Return whether submissions are due in the shards held here, with or without a place.
 
-        True if the database fails; False during a pause that upstream asked for. Forget the shards
-        of those that found no place and are not due any more.
+        True if the database fails; False during a pause that upstream asked for.
         """
+        now, database = self.context.clock(), self.context.database
+        try:
+            due_at, _, paused_until = await database.read(_next_due, (), self.stuck.ids(now))
+        except StorageError:
+            return True
+        self.budget.note(paused_until, now)
+        return due_at is not None and due_at <= now and not self.budget.is_paused(now)
+
+    async def forget_placed(self) -> None:
+        """Forget the shards held here in which no submission is due any more that found no place.
+
+        While the database fails, they are kept.
+        """
+        if not self.unplaced:
+            return
         now, database, full = self.context.clock(), self.context.database, self.places.full()
         unplaced = [each for each in self.unplaced.ids() if database.holds(each[1])]
         try:
-            times = await database.read(_next_due, full, self.stuck.ids(now))
+            of_all, of_others, _ = await database.read(_next_due, full, self.stuck.ids(now))
         except StorageError:
-            return True
-        *due_times, paused_until = times
-        is_due, is_due_with_place = (at is not None and at <= now for at in due_times)
+            return
         for tenant, id_ in unplaced:
-            may_be_there = is_due if tenant in full else is_due_with_place
-            if not may_be_there and database.holds(id_):  # Else the shard was lost meanwhile.
+            due_at = of_all if tenant in full else of_others
+            is_due = due_at is not None and due_at <= now
+            if not is_due and database.holds(id_):  # Else the shard was lost meanwhile.
                 self.unplaced.forget(tenant, id_)
-        self.budget.note(paused_until, now)
-        return is_due and not self.budget.is_paused(now)
 
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.

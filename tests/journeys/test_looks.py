@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.right import Right
@@ -87,6 +88,24 @@ async def test_commits_of_others_keep_a_process_at_work_once_beyond_the_time_of_
         assert not works(world.app)
 
 
+def refuse_at_the_end(
+    world: Harness, monkeypatch: pytest.MonkeyPatch, other: httpx.AsyncClient, index: int
+) -> None:
+    """Have another process commit a callback, and be refused, while this one lets go."""
+    right = world.app.worker.right
+    close = right._close
+
+    async def close_late() -> None:
+        monkeypatch.undo()
+        url, body = world.upstream.callback_url(index), success_report(f"task{index + 1}")
+        assert (await other.post(url, json=body)).status_code == 200
+        await driving(other._transport.app)  # type: ignore[attr-defined]
+        await until_told(world)
+        await close()
+
+    monkeypatch.setattr(right, "_close", close_late)
+
+
 async def test_a_tick_says_that_more_is_due_if_others_commit_while_it_lets_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,17 +115,7 @@ async def test_a_tick_says_that_more_is_due_if_others_commit_while_it_lets_go(
         worker = world.app.worker
         while (await worker.tick(60)).more:
             pass
-        close = worker.right._close
-
-        async def close_late() -> None:
-            monkeypatch.undo()
-            url = world.upstream.callback_url(0)
-            assert (await other.post(url, json=success_report("task1"))).status_code == 200
-            await driving(other._transport.app)  # type: ignore[attr-defined]
-            await until_told(world)
-            await close()
-
-        monkeypatch.setattr(worker.right, "_close", close_late)
+        refuse_at_the_end(world, monkeypatch, other, 0)
         assert (await worker.tick(60)).more
         assert (worker.ticks.driving, world.upstream.polls) == ([], [])
         await worker.tick(60)
@@ -114,7 +123,7 @@ async def test_a_tick_says_that_more_is_due_if_others_commit_while_it_lets_go(
 
 
 async def test_a_drive_in_the_rest_of_a_tick_looks_again_in_every_shard_that_it_held(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with driven(tmp_path) as world, beside(world) as other:
         for task in ("task1", "task2"):
@@ -123,10 +132,7 @@ async def test_a_drive_in_the_rest_of_a_tick_looks_again_in_every_shard_that_it_
         gate = Gate()
         await begin_a_rest(world, gate)
         calling = await call_back_until_polled(world)
-        url = world.upstream.callback_url(1)
-        assert (await other.post(url, json=success_report("task2"))).status_code == 200
-        await driving(other._transport.app)  # type: ignore[attr-defined]
-        await until_told(world)
+        refuse_at_the_end(world, monkeypatch, other, 1)
         assert world.upstream.polls == ["task1"]
         gate.is_open.set()
         await calling

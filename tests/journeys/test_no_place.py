@@ -81,12 +81,12 @@ async def test_who_finds_no_place_while_the_rows_are_read_is_not_forgotten(
             return found
 
         monkeypatch.setattr(submit, "_next_due", read_slowly)
-        assert not await by_hand(world, submitter.has_due())
+        await by_hand(world, submitter.forget_placed())
         assert submitter.unplaced.ids() == [("default", another)]
 
 
 async def only_those_without_room(*_: Any) -> tuple[int, None, int]:
-    """What is due, what is due of tenants with room, and the pause."""
+    """When something is due, when something of tenants with room is, and the pause."""
     return 1, None, 0
 
 
@@ -103,7 +103,7 @@ async def test_a_place_that_is_given_back_brings_no_drive_for_tenants_without_ro
         submitter._give_back("third")
         assert elsewhere == {shard_of("gen_2")}
         monkeypatch.setattr(submit, "_next_due", only_those_without_room)
-        assert await by_hand(world, submitter.has_due())
+        await by_hand(world, submitter.forget_placed())
         assert submitter.unplaced.ids() == [("full", "gen_1")], "nothing of others is due"
         while submitter.places.taken:
             submitter._give_back("full")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.app import App
-from service.model.clock import MINUTE
+from service.model.clock import HOUR, MINUTE
 from service.model.errors import StorageError
 from service.session import Session
 from tests.faults import storage_failure
@@ -150,6 +150,21 @@ async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks) == (milliseconds == MINUTE)
+        await worker.end_session()
+
+
+async def test_what_others_commit_is_found_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        worker = world.app.worker
+        await begin(world)
+        world.clock.now -= HOUR
+        async with another_process(world):
+            await world.generate()
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 1
         await worker.end_session()
 
 

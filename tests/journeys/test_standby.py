@@ -9,7 +9,7 @@ import pytest
 
 from service.generations.poll import Poller
 from service.model.errors import StorageError
-from tests.harness import Harness, opened
+from tests.harness import SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, queue_answers, tick_until_asked
 from tests.journeys.test_drives import works
 
@@ -155,6 +155,30 @@ async def test_a_tick_leaves_the_session_to_a_worker_that_began_after_another_ti
         assert worker.session is session
         assert worker.dispatcher.is_open
         assert works(world.app)
+        await stop_worker(world)
+
+
+async def test_a_worker_that_takes_over_from_a_tick_finds_what_was_committed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While requests outlive a tick, deliveries are handed to nobody."""
+    monkeypatch.setattr("service.store.postgres.ownership.LOOK_SECONDS", 3_600)
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        gate, worker = Gate(), world.app.worker
+        queue_answers(world, gate)
+        await world.subscribe(event_types=["generation.submitted"])
+        await world.generate()
+        await tick_until_asked(world, gate)
+        session, url = worker.session, f"{SUBSCRIBER_URL}2"
+        await world.subscribe(url, event_types=["generation.submitted"])
+        await world.generate()
+        worker.start()
+        await wait_until_working(world)
+        assert worker.session is session
+        async with asyncio.timeout(30):
+            while not world.subscribers.webhooks_to(url):
+                await world.get("/v1/events")
+        gate.is_open.set()
         await stop_worker(world)
 
 

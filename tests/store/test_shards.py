@@ -320,20 +320,21 @@ async def test_a_worker_that_was_silent_itself_replaces_nobody(
 
 
 @pytest.mark.parametrize(
-    ("pause", "seconds", "count"),
-    [(8, 15, 1), (8, 7, 0), (5.5, 12.5, 0)],
-    ids=["the same silence", "another silence", "too soon"],
+    ("pause", "seconds", "slept", "count"),
+    [(8, 15, 0.5, 1), (8, 7, 0, 0), (5.5, 12.5, 0, 0), (8, 15, 8, 0)],
+    ids=["the same silence", "another silence", "too soon", "the machine slept"],
 )
 async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     pause: float,
     seconds: float,
+    slept: float,
     count: int,
 ) -> None:
     monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
     monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
-    clock, silences, replaced = Seconds(), [7.0, seconds], list[float]()
+    clock, asleep, silences, replaced = Seconds(), Seconds(), [7.0, seconds], list[float]()
     look = locks.Locks.look
 
     async def look_at_silence(session: locks.Locks) -> locks.View:
@@ -344,7 +345,7 @@ async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
         replaced.append(silent.seconds)
         return True
 
-    ticking = ShardLocks(database, clock=clock)
+    ticking = ShardLocks(database, clock=clock, asleep=asleep)
     assert await ticking.acquire({1})
     await ticking.release()
     clock.now += 60
@@ -353,6 +354,7 @@ async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
     for _ in range(2):
         assert not await ticking.acquire(ALL)
         clock.now += pause
+        asleep.now += slept
     assert replaced == [seconds] * count
 
 
@@ -566,3 +568,4 @@ async def test_a_process_that_works_on_nothing_tells_of_all_its_commits(
 
 def test_the_clock_of_the_shards_goes_on() -> None:
     assert ownership.awake_seconds() <= ownership.awake_seconds()
+    assert ownership.asleep_seconds() > -1

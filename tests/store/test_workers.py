@@ -20,7 +20,7 @@ from service.store.vault import Vault
 from service.store.writes import Database
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
-from tests.journeys.gates import Counting, Gate, queue_answers
+from tests.journeys.gates import Counting, Gate, queue_answers, tick_until_asked
 from tests.journeys.test_drives import submit_without_a_drive
 from tests.journeys.test_ticks import until_nothing_is_due
 from tests.store.test_postgres import connected
@@ -333,6 +333,24 @@ async def test_a_drive_takes_the_shards_of_its_generation_and_of_its_lanes_only(
         assert held == {shard_of(subscriber["id"]), shard_of(generation["id"])}
         await until(world, lambda: not world.app.worker.ownership.is_held)
         await other.stop()
+
+
+async def test_a_drive_takes_the_shards_of_what_no_session_took(tmp_path: Path) -> None:
+    """While requests outlive a tick, deliveries are handed to nobody."""
+    gate = Gate()
+    async with opened(tmp_path, worker="off", drive_seconds=60.0) as world:
+        worker = world.app.worker
+        await world.subscribe(event_types=["generation.submitted"])
+        world.subscribers.answers[SUBSCRIBER_URL].append(gate)
+        await submit_without_a_drive(world)
+        await tick_until_asked(world, gate)
+        worker.context.elsewhere.clear()  # Of the first one, which was committed before the tick.
+        await submit_without_a_drive(world)
+        gate.is_open.set()
+        await until(world, lambda: not worker.ownership.is_held)
+        assert len(world.subscribers.webhooks) == 1
+        await worker.drive("gen_1")
+        assert len(world.subscribers.webhooks) == 2
 
 
 async def test_a_request_is_not_answered_for_a_tick_that_lacks_its_shard(tmp_path: Path) -> None:

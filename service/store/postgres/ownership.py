@@ -35,23 +35,35 @@ def awake_seconds() -> float:
     return time.clock_gettime(clock)
 
 
+def asleep_seconds() -> float:
+    """Return for how long the machine has slept, from any point on; 0 if the system cannot say."""
+    return awake_seconds() - time.monotonic()
+
+
 class ShardLocks:
     """The shards of this process: the server takes them away when the connection ends.
 
     The connection is kept for the next time, until the database is closed.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float] = awake_seconds,
+        asleep: Callable[[], float] = asleep_seconds,
+    ) -> None:
         self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
         self.on_lost: Callable[[frozenset[int]], None] = lambda _shards: None
         self._database = database
-        self._clock = clock
+        self._clock, self._asleep = clock, asleep
         self._locks: locks.Locks | None = None
         self._locked: set[int] = set()
         self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
         self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
-        self._suspect: tuple[int, float] | None = None  # Who was silent at the last look, since.
+        # Who was silent at the last look; since when that is known, and how long the machine had
+        # slept by then.
+        self._suspect: tuple[int, float, float] | None = None
         self._looked_at = -LOOK_SECONDS
         self._interests: Collection[int] = NONE  # Shards asked for since it held none.
         self._told: set[int] = set()  # Shards in which others have committed.
@@ -104,21 +116,23 @@ class ShardLocks:
         return self.is_held
 
     async def release(self) -> None:
-        """Give up every shard."""
-        async with self._turn:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            session, is_in_use = self._locks, self._is_worker or self._locked
-            is_connected = self._is_connected
+        """Give up every shard; if that fails or is cancelled, end the connection with its locks."""
+        try:
+            async with self._turn:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                is_in_use = self._is_connected and (self._is_worker or self._locked)
+                self._forget()
+                if self._locks is not None and is_in_use:
+                    async with asyncio.timeout(RELEASE_SECONDS):
+                        await self._locks.leave()
+        except BaseException as error:
+            if self._locks is not None:
+                self._locks.connection.terminate()
             self._forget()
-            if not (session and is_in_use and is_connected):
-                return
-            try:
-                async with asyncio.timeout(RELEASE_SECONDS):
-                    await session.leave()
-            except Exception:  # noqa: BLE001  the locks end with the connection
-                session.connection.terminate()
+            if not isinstance(error, Exception):
+                raise
 
     async def holders(self) -> dict[str, frozenset[int]]:
         """Return the shards of every process that works on the database, by its name."""
@@ -215,12 +229,15 @@ class ShardLocks:
         """Return whether a silent process could have spoken since all were silent together.
 
         As in a sleep of the machine: for so long this process was regular itself, or it has known
-        of that silence. Ticks may come too seldom to be regular.
+        of that silence, and the machine has not slept since. Ticks may come too seldom to be
+        regular.
         """
-        pid, since = self._suspect or (0, now)
-        if pid != silent.pid or silent.seconds < now - since:  # Another one, or another silence.
-            since = now
-        self._suspect = silent.pid, since
+        asleep = self._asleep()
+        pid, since, asleep_then = self._suspect or (0, now, asleep)
+        is_another = pid != silent.pid or silent.seconds < now - since  # Or another silence.
+        if is_another or asleep - asleep_then > VALID_SECONDS:
+            since, asleep_then = now, asleep
+        self._suspect = silent.pid, since, asleep_then
         return now - min(since, self._regular_since) >= locks.SILENT_SECONDS
 
     async def _share(self, session: locks.Locks, view: locks.View) -> None:
