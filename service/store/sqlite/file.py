@@ -80,7 +80,7 @@ class File:
     def problem(self) -> str | None:
         """Return why no commit is safe any more, or None."""
         self._well_at = -math.inf
-        # A link may lead to the file now that had this name: a restart would look for the log there.
+        # A link may lead to the file that had this name: a restart would look for the log there.
         path = os.path.realpath(self.path)
         for suffix, identity in self._identities.items():
             if identity and _identify(path + suffix) != identity:
