@@ -122,9 +122,7 @@ async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
             await rows.update(tx, replay, due_at=None)
         tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
-    if subscriber is None or subscriber.status == "disabled":
-        await cancel(tx, context, replay)
-    elif subscriber.status != "active":
+    if subscriber is None or subscriber.status != "active":
         await rows.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)
     elif await replays.count_untried(tx, replay.id, UNTRIED_MAX) >= UNTRIED_MAX:
         await rows.update(tx, replay, due_at=tx.now + UNTRIED_WAIT_MS)
