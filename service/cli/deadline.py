@@ -28,6 +28,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
     def expire(*_: object) -> None:
         if monotonic() >= ends_at:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # What ends the block may take its time.
             raise LateError(f"it takes more than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, expire)

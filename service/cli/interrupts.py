@@ -42,8 +42,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in a loop of its own; Ctrl-C cancels it unless it handles signals."""
     import asyncio  # Help needs none of it.
 
+    handler = signal.getsignal(signal.SIGINT)
     always_raise()
-    return asyncio.run(main)
+    try:
+        return asyncio.run(main)
+    finally:
+        _set(handler)
 
 
 @contextlib.contextmanager

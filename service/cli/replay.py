@@ -102,7 +102,7 @@ def _watch(
             step(done, view["total"])
             wait(LOOK_SECONDS)
             view = calls.ask_again(connection, path, answers.Replay, goes_on, wait)
-            if view["done"] == done != explained and view["status"] != "done":
+            if view["done"] == done != explained and view["status"] == "running":
                 explained = done
                 _explain(connection, subscriber_id)
     except KeyboardInterrupt:

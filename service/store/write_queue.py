@@ -7,7 +7,7 @@ No caller waits longer than WAIT_SECONDS, whatever the disk does, except that of
 
 import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from service.model.errors import StorageBusyError
 from service.store.item import Item
@@ -21,15 +21,18 @@ STALLED = "the database did not commit in time"
 class Queue:
     """The units that wait for a commit, and those that are in one."""
 
-    def __init__(self, items_max: int) -> None:
+    def __init__(self, items_max: int, wake: Callable[[], None]) -> None:
         self.items_max = items_max
+        self._wake = wake  # Call it if there is something to take that nobody has put just now.
         self.bytes_max = QUEUE_BYTES_MAX
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
-        # Items that are `is_behind`, and all that have to leave before these may wait, too. It is
-        # one set for all of them: one for each could hold a full queue many times over.
+        # Items that are `is_behind`, and all that have to leave before these may wait, too. Those
+        # that come meanwhile form the next round: with a set for each item, a full queue could be
+        # held many times over, and with one that grows they would wait as long as others come.
         self._behind: list[Item] = []
         self._before: set[Item] = set()
+        self._behind_next: list[Item] = []
         self._committing: set[Item] = set()
         self._refused: set[Item] = set()  # Of `_committing`, those whose callers were refused.
         self._ended_at = -math.inf  # When the last commit ended, by the loop's clock.
@@ -37,7 +40,7 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._behind)
+        return len(self._waiting) + len(self._behind) + len(self._behind_next)
 
     def put(self, item: Item) -> None:
         """Add an item. StorageBusyError if the queue is full, unless it is `always`."""
@@ -52,12 +55,12 @@ class Queue:
             if self._timer is None:
                 self._timer = loop.call_at(item.ends_at, self.end_waits)
         self._held_bytes = held_bytes
-        if item.is_behind:
-            self._before.update(self._committing, self._waiting)
-        if item.is_behind and self._before:
-            self._behind.append(item)
-        else:
+        if not item.is_behind:
             self._waiting.append(item)
+        elif self._before:
+            self._behind_next.append(item)
+        else:
+            self._begin_round([item], {*self._committing, *self._waiting})
 
     def take(self) -> Sequence[Item]:
         """Return the next items, which count as in a commit until `finish` or `put_back`."""
@@ -89,6 +92,7 @@ class Queue:
         """Forget everything that waits."""
         self._behind.clear()
         self._before.clear()
+        self._behind_next.clear()
         self._release([*self._waiting])
         self._waiting.clear()
         if self._timer is not None:
@@ -128,9 +132,21 @@ class Queue:
     def _release(self, items: Collection[Item]) -> None:
         """Let go of items that leave: of their bytes, and of those that come behind them."""
         self._held_bytes -= sum(item.held_bytes for item in items)
-        if self._before:
-            self._before.difference_update(items)
-            if not self._before:
-                behind, self._behind = self._behind, []
-                for item in behind:
-                    self._waiting.append(item)
+        if not self._before:
+            return
+        self._before.difference_update(items)
+        if not self._before:
+            for item in self._behind:
+                self._waiting.append(item)
+            before = {*self._committing, *self._waiting}.difference(items)
+            behind, self._behind_next = self._behind_next, []
+            self._begin_round(behind, before)
+            self._wake()
+
+    def _begin_round(self, behind: list[Item], before: set[Item]) -> None:
+        """Let items wait once all those `before` have left."""
+        if not before:
+            for item in behind:
+                self._waiting.append(item)
+            behind = []
+        self._behind, self._before = behind, before if behind else set()

@@ -25,8 +25,8 @@ class Database(ABC):
     """The database of one process. It commits the units that wait in a task."""
 
     def __init__(self, queue_max: int) -> None:
-        self._queue = Queue(queue_max)
         self._wake = asyncio.Event()
+        self._queue = Queue(queue_max, self._wake.set)
         self._wake_timer: asyncio.TimerHandle | None = None
         self._full: set[object] = set()  # Units that wait until a commit ends, which wakes them.
         self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.

@@ -211,6 +211,18 @@ def test_a_deadline_ends_a_call_that_waits_at_its_time(
     assert time.monotonic() - began >= seconds
 
 
+def test_what_a_deadline_ends_may_take_longer_to_clean_up() -> None:
+    def work() -> None:
+        try:
+            NEVER.wait(5)
+        finally:
+            NEVER.wait(0.05)
+
+    with pytest.raises(LateError) as raised, deadline(0.01):
+        work()
+    assert raised.value.__context__ is None
+
+
 @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5"])
 def test_a_limit_of_no_bytes_is_wrong(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

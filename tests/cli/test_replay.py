@@ -151,6 +151,16 @@ def test_a_replay_that_its_subscriber_holds_up_says_so_once(
     assert len(looks) == 1
 
 
+def test_a_replay_that_was_canceled_with_its_subscriber_names_no_way_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [replay_at(0), replay_at(0, "canceled")]
+    served(monkeypatch, lambda _: httpx.Response(200, json=states.pop(0)))
+    options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h", "--json"])
+    options.run(options, lambda _: None)
+    assert "resume" not in capsys.readouterr().err
+
+
 def test_a_replay_goes_on_without_its_watcher(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

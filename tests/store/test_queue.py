@@ -102,7 +102,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(
 
 
 async def test_who_was_refused_does_not_go_back_into_the_queue() -> None:
-    queue = Queue(items_max=10)
+    queue = Queue(10, lambda: None)
     refused, waiting = [Item(write, (), held_bytes=1) for _ in range(2)]
     queue.put(refused)
     queue.put(waiting)
@@ -115,6 +115,27 @@ async def test_who_was_refused_does_not_go_back_into_the_queue() -> None:
     with pytest.raises(StorageBusyError):
         await refused.future
     assert (len(queue), queue._held_bytes) == (0, 0)
+    queue.clear()
+
+
+async def test_what_comes_behind_others_waits_for_none_that_come_later() -> None:
+    woken: list[bool] = []
+    queue = Queue(10, lambda: woken.append(True))
+    one, two, three = [Item(write, ()) for _ in range(3)]
+    behind_one, behind_two = [Item(write, (), is_behind=True) for _ in range(2)]
+    queue.put(one)
+    taken = queue.take()
+    for item in (behind_one, two, behind_two):
+        queue.put(item)
+    queue.finish(taken)
+    taken = queue.take()
+    assert (woken, taken) == ([True], [two, behind_one])
+    queue.put(three)
+    queue.finish(taken)
+    taken = queue.take()
+    assert (woken, taken) == ([True] * 2, [three, behind_two])
+    queue.finish(taken)
+    assert len(queue) == 0
     queue.clear()
 
 

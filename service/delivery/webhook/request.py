@@ -24,13 +24,13 @@ _PROXY_PREFIXES = ("proxy-", "x-smokescreen-")  # An outgoing proxy would read t
 
 @functools.lru_cache(maxsize=1024)
 def refuse_header(name: str) -> str | None:
-    """Return why a header of this name can never be sent, as a sentence; None if it can."""
+    """Return why a header can never be sent, as what follows its name; None if it can."""
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-        return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
+        return "may only have letters, digits and !#$%&'*+-.^_`|~ in its name"
     if re.fullmatch(_OWN_HEADERS, name.lower()):
-        return f"The header {name.lower()} is set by the sender."
+        return "is set by the sender"
     if name.lower().startswith(_PROXY_PREFIXES):
-        return f"The header {name.lower()} is for proxies, not for receivers."
+        return "is for proxies, not for receivers"
     return None
 
 
@@ -38,7 +38,7 @@ def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> b
     """Return the whole request; ValueError for a header that cannot be sent."""
     for name in headers:
         if reason := refuse_header(name):
-            raise ValueError(reason)
+            raise ValueError(f"The header {name.lower()} {reason}.")
     text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if not text.count("\r") == text.count("\n") == len(headers) or "\0" in text:
         raise ValueError("A header's value must not contain line breaks or NUL.")

@@ -134,7 +134,7 @@ class Database(writes.Database):
             await self._wait_for_items()
             self._wake.clear()
             items = self._queue.take()
-            if self._queue:
+            if items and self._queue:
                 self._wake.set()
             if items:
                 await self._commit(self._writer, items)
