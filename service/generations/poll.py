@@ -71,6 +71,7 @@ class Poller:
         self._turns = Turns()
         self.sightings = Sightings()
         self.answers = Answers(context, self.sightings)
+        self._is_storing = True  # False: an answer was not stored, and no commit went well since.
 
     async def take_over(self, now: int) -> None:
         """Poll at once about the tasks of callbacks that waited for an ended process's submissions.
@@ -82,6 +83,8 @@ class Poller:
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
+        if not await self._can_store():
+            return 0, now + SECOND
         room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
@@ -99,8 +102,7 @@ class Poller:
             _read_due, choice, self._turns
         )
         self.stuck.put_all(choice.unreadable, now)
-        if self.budget.note(paused_until, now):
-            # Upstream asked another process for the pause, or a submission.
+        if self.budget.note(paused_until, now):  # Another process was asked, or a submission.
             return 0, self.budget.next_at(now)
         chosen = self._in_order(confirmations, polls, free)
         allowed = missing = free
@@ -119,6 +121,15 @@ class Poller:
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
+
+    async def _can_store(self) -> bool:
+        """Whether the database commits again since an answer was not stored.
+
+        Until then, upstream would be asked in vain.
+        """
+        if not self._is_storing:
+            self._is_storing = await self.context.database.commit_problem() is None
+        return self._is_storing
 
     async def _reserve(self, count: int) -> int:
         """Take up to `count` polls from the rate that all processes share; return how many."""
@@ -266,7 +277,8 @@ class Poller:
             await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self.budget.pause(context.clock() + SECOND, context.clock())
+            self._is_storing = False
+            self.stuck.put(generation.id, context.clock(), error)  # Nor could it be moved on.
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())

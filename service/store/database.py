@@ -155,7 +155,16 @@ class Database(Protocol):
         """Return what is wrong with the version of the schema, or None."""
 
     async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries a commit if there was none lately."""
+        """Return why commits fail, or have failed lately; None if they do not.
+
+        It tries a commit if there was none lately.
+        """
+
+    async def commit_problem(self) -> str | None:
+        """Return why this process cannot commit now, or None.
+
+        It tries a commit, unless the last one was lately and did not fail.
+        """
 
 
 class Ownership(Protocol):
