@@ -25,8 +25,8 @@ class Rounds:
         self._right = right
         self._session = session
         self._is_tick = is_tick
-        # Look at the rows first: the session may be that of an earlier tick.
-        self._steps = [session.look, *(session.tick_steps if is_tick else session.drive_steps)]
+        self._steps = session.tick_steps if is_tick else session.drive_steps
+        self._must_look = True
         self._failed: set[Step] = set()
         signals = right.context.signals
         self._ended = (signals.submit, signals.poll)
@@ -42,15 +42,14 @@ class Rounds:
         """
         loop, session, attempted = asyncio.get_running_loop(), self._session, -1
         self._failed.clear()
+        self._must_look = True  # The session may be that of an earlier tick.
         while True:
             try:
-                is_due, is_settled = await self._run_steps(ends_at, requested)
+                is_due, is_settled, held_up_seconds = await self._run_steps(ends_at, requested)
             except TimeoutError:
                 return True
-            held = self._right.ownership.locked
-            is_due = is_due or (self._is_tick and await self._right.others_committed(held))
-            # A drive does not wait for it: a client waits for the drive, and a tick comes later.
-            held_up_seconds = self._held_up_seconds() if self._is_tick else None
+            if self._is_tick and await self._right.others_committed(self._right.ownership.locked):
+                is_due = self._must_look = True
             more = is_due or bool(self._failed) or held_up_seconds is not None
             if requested.is_set() or self.is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
@@ -70,37 +69,52 @@ class Rounds:
     def _held_up_seconds(self) -> float | None:
         """Return for how long something is held up, as by a rate; None if nothing leaves soon."""
         now, dispatcher = self._right.context.clock(), self._session.dispatcher
-        times = (
-            held_up_until(dispatcher.lanes.values(), now),
-            dispatcher.unrecorded.retry_at,
-            self._right.poller.retry_at,
-        )
+        lanes_until = held_up_until(dispatcher.lanes.values(), now)
+        if lanes_until is not None and lanes_until - now > SOON_SECONDS * SECOND:
+            lanes_until = None
+        times = (lanes_until, dispatcher.unrecorded.retry_at, self._right.poller.retry_at)
         until = min((at for at in times if at is not None), default=None)
-        seconds = None if until is None else max(until - now, 0) / SECOND
-        return None if seconds is None or seconds > SOON_SECONDS else seconds
+        return None if until is None else max(until - now, 0) / SECOND
 
-    async def _run_steps(self, ends_at: float, requested: asyncio.Event) -> tuple[bool, bool]:
+    async def _run_steps(
+        self, ends_at: float, requested: asyncio.Event
+    ) -> tuple[bool, bool, float | None]:
         """Run every step that has not failed; wait until its requests end, or more rows are due.
 
-        So a receiver that hangs holds up no other work. Return whether rows are due, and whether
-        those requests have ended. TimeoutError if a step does not end in time.
+        So a receiver that hangs holds up no other work. Return whether rows are due, whether those
+        requests have ended, and for how long something is held up. TimeoutError if a step does not
+        end in time.
         """
         now = self._right.context.clock()
+        due_times: list[int | None] = []
+        if self._must_look:
+            self._must_look = False
+            due_times.append(await self._try_step(self._session.look, now, ends_at))
         if not self._right.has_loops:  # Else the loops clear them.
             for signal in self._ended:
                 signal.clear()
-        due_times: list[int | None] = []
-        for step in (step for step in self._steps if step not in self._failed):
-            try:
-                due_times.append(await self._run_step(step, now, ends_at))
-            except (TimeoutError, StorageError):
-                raise
-            except Exception as error:  # noqa: BLE001  one step must not end the others
-                log_failure(step, error, 1)
-                self._failed.add(step)
+        due_times += [
+            await self._try_step(step, now, ends_at)
+            for step in self._steps
+            if step not in self._failed
+        ]
         is_settled = await self._settle(due_times, ends_at, requested)
-        is_due = self._is_due(due_times)
-        return is_due or bool(self._right.submitter.repeated), is_settled
+        # A drive does not wait for it: a client waits for the drive, and a tick comes later. It is
+        # read before what is due: what is held up no more by now is due then.
+        held_up_seconds = self._held_up_seconds() if self._is_tick else None
+        is_due = self._is_due(due_times) or bool(self._right.submitter.repeated)
+        return is_due, is_settled, held_up_seconds
+
+    async def _try_step(self, step: Step, now: int, ends_at: float) -> int | None:
+        """Run one step; if it fails, it is left out from then on, and the others go on."""
+        try:
+            return await self._run_step(step, now, ends_at)
+        except (TimeoutError, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001  one step must not end the others
+            log_failure(step, error, 1)
+            self._failed.add(step)
+            return None
 
     async def _settle(
         self, due_times: Sequence[int | None], ends_at: float, requested: asyncio.Event

@@ -121,9 +121,11 @@ class Session:
         await self.dispatcher.close()
 
     async def look(self, now: int) -> int:
-        """Find all lanes that have rows; return when to look again."""
+        """Find all lanes that have rows, and wake every loop; return when to look again."""
         self._follow_shards()
         self._looked_at = self._look_at = now  # A look that fails stays due.
+        for signal in msgspec.structs.astuple(self.context.signals):
+            signal.set()
         await self._follow_changes()
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
@@ -169,20 +171,17 @@ class Session:
     async def watch(self, now: int) -> int:
         """Look at the rows at first, with new shards, after others' commits, and once a minute.
 
-        A look wakes every loop.
-
         It asks for commits before it reads the rows: what is committed in between is seen next
         time. It reads changed subscribers each time, as the answer about commits may be late.
         """
         if self._look_at is not None:
             await self._follow_changes()
-        if self._follow_shards() or now < self._looked_at:  # Or the clock was set back.
+        # A tick may have looked since `now`; if its look is still to come, the clock was set back.
+        if self._follow_shards() or self.context.clock() < self._looked_at:
             self._look_at = None
         if await self.ownership.other_process_committed() and self._look_at is not None:
             self._look_at = min(self._look_at, self._rest_until)
         if self._look_at is None or now >= self._look_at:
-            for signal in msgspec.structs.astuple(self.context.signals):
-                signal.set()
             await self.look(now)
         return now + int(WATCH_SECONDS * SECOND)
 

@@ -72,6 +72,7 @@ class Poller:
         self._turns = Turns()
         self.sightings = Sightings()
         self.answers = Answers(context, self.sightings)
+        self._is_storing = True  # Else an answer was not stored, and no commit went well since.
 
     async def take_over(self, now: int) -> None:
         """Poll at once about the tasks of callbacks that waited for an ended process's submissions.
@@ -85,6 +86,10 @@ class Poller:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None  # From now on its rows are due.
+        if not self._is_storing and await self.context.database.commit_problem() is not None:
+            self.retry_at = max(self.retry_at or 0, now + SECOND)
+            return 0, now + SECOND  # Until a commit goes well, upstream would be asked in vain.
+        self._is_storing = True
         room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
@@ -95,8 +100,7 @@ class Poller:
             _read_due, choice, self._turns
         )
         self.stuck.put_all(choice.unreadable, now)
-        if self.budget.note(paused_until, now):
-            # Upstream asked another process for the pause, or a submission.
+        if self.budget.note(paused_until, now):  # Another process was asked, or a submission.
             return 0, self.budget.next_at(now)
         chosen = self._in_order(confirmations, polls, free)
         allowed = missing = free
@@ -273,8 +277,10 @@ class Poller:
             await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self.retry_at = (now := context.clock()) + SECOND
-            self.budget.pause(self.retry_at, now)
+            self._is_storing = False
+            # Nor could it be moved on.
+            passed_until = self.stuck.put(generation.id, context.clock(), error)
+            self.retry_at = max(self.retry_at or 0, passed_until)
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())

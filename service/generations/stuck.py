@@ -4,10 +4,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from service.model.clock import MINUTE, SECOND
+from service.model.errors import StorageError
 from service.telemetry import log
 
 STUCK_MAX = 1_000  # Rows that are remembered; the oldest are forgotten, and fail once more.
 RETRY_MS = (5 * SECOND, 5 * MINUTE)  # The first delay and the longest; it doubles.
+UNSTORED_MS = (SECOND, MINUTE)  # The same where the database failed: it may recover at any moment.
 LOOK_AGAIN_MS = 100  # After unreadable rows were found: they may have hidden others.
 
 _log = log.get()
@@ -19,14 +21,19 @@ class Stuck:
     def __init__(self) -> None:
         self._rows: OrderedDict[str, tuple[int, int]] = OrderedDict()  # The time, and the delay.
 
-    def put(self, id_: str, now: int, error: Exception) -> None:
-        """Pass a row over for a while, each time for longer."""
-        _, delay_ms = self._rows.pop(id_, (0, RETRY_MS[0] // 2))
-        delay_ms = min(2 * delay_ms, RETRY_MS[1])
+    def put(self, id_: str, now: int, error: Exception) -> int:
+        """Pass a row over for a while, each time for longer; return until when.
+
+        For no longer if it is passed over already: a client asked for this try.
+        """
+        first_ms, most_ms = UNSTORED_MS if isinstance(error, StorageError) else RETRY_MS
+        until, delay_ms = self._rows.pop(id_, (0, first_ms // 2))
+        delay_ms = delay_ms if now < until else min(2 * delay_ms, most_ms)
         self._rows[id_] = now + delay_ms, delay_ms
         if len(self._rows) > STUCK_MAX:
             self._rows.popitem(last=False)
         _log.error("row.stuck", id=id_, retry_seconds=delay_ms / SECOND, error=repr(error))
+        return now + delay_ms
 
     def put_all(self, errors: Mapping[str, Exception], now: int) -> None:
         """Pass rows over that cannot be read."""

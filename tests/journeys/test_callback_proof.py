@@ -120,8 +120,43 @@ async def test_what_is_only_a_hint_ends_none_that_share_its_task(tmp_path: Path)
         ),
         (b"{", ("unreadable", "confirm"), "processing"),
         (msgspec.json.encode(success_report("task9")), ("accepted", "confirm"), "processing"),
+        (
+            b'{"status": "completed", "output": {"images": ["https://x.example/1.png"]}}',
+            ("accepted", "confirm"),
+            "processing",
+        ),
+        (b'{"status": "failed", "error": "nsfw"}', ("accepted", "confirm"), "processing"),
+        (b'{"data": {"status": "failed", "error": "nsfw"}}', ("accepted", "body"), "failed"),
+        (
+            b'{"data": {"task_id": "task1", "images": ["https://x.example/1.png"]}}',
+            ("accepted", "confirm"),
+            "processing",
+        ),
+        (
+            b'{"code": 500, "data": {"task_id": "task1", "status": "completed"}}',
+            ("accepted", "confirm"),
+            "processing",
+        ),
+        (
+            b'{"code": 500, "data": {"task_id": "task1", "status": "failed"}}',
+            ("accepted", "body"),
+            "failed",
+        ),
+        (b'{"data": {"task_id": "task1", "stat', ("unreadable", "confirm"), "processing"),
     ],
-    ids=["read though not strict", "an end without a result", "not readable", "another task"],
+    ids=[
+        "read though not strict",
+        "an end without a result",
+        "not readable",
+        "another task",
+        "a success at the top without a task",
+        "a failure at the top without a task",
+        "a failure in data without a task",
+        "files without a word",
+        "a success beside a code of trouble",
+        "a failure beside a code of trouble",
+        "cut off",
+    ],
 )
 async def test_a_callback_shows_whether_its_body_was_believed(
     tmp_path: Path, body: bytes, verdict: tuple[str, str], status: str

@@ -110,6 +110,22 @@ async def test_who_has_a_task_only_by_a_callback_loses_it_to_the_one_upstream_ga
         assert (thief["status"], thief["output"]) == ("processing", None)
 
 
+async def test_who_was_ended_by_a_task_that_a_callback_named_takes_nothing_from_its_owner(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(LOST)
+        thief = await world.generate(input=input_("lost"))
+        async with submitting(world, create_answer("owned")) as created:
+            world.upstream.finish("owned", OWN)
+            await world.call_back({"data": {"task_id": "owned", "status": "completed"}}, index=0)
+            await world.run()
+        await world.run(700)
+        owner = await generation_of(world, created[0]["id"])
+        assert (owner["status"], owner["task_id"], urls(owner)) == ("succeeded", "owned", [OWN])
+        assert (await generation_of(world, thief["id"]))["status"] == "succeeded"
+
+
 async def test_two_callbacks_at_once_give_one_task_to_one_generation(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.extend([LOST, LOST])

@@ -12,7 +12,7 @@ from service.generations.budget import Budget
 from service.model.generation import Generation
 from service.store import generations, rows
 from service.store.database import Transaction
-from tests.faults import DelayedAnswer, status_of, timeline_of
+from tests.faults import DelayedAnswer, status_of, storage_failure, timeline_of
 from tests.harness import Harness, opened, success_report
 from tests.journeys.gates import by_hand
 from tests.logs import Console
@@ -492,6 +492,44 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
         database._queue.items_max = 10_000
         world.upstream.finish("task1")
         await world.run(1)
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def fail_to_store(*_args: object) -> None:
+    raise storage_failure()
+
+
+async def the_disk_is_full() -> str:
+    return "the disk is full"
+
+
+async def test_upstream_is_asked_nothing_while_the_database_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        ids = [(await world.generate(POLLED))["id"] for _ in range(3)]
+        world.clock.advance(3)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.app.worker.poller.answers, "record", fail_to_store)
+            patched.setattr(world.app.database, "commit_problem", the_disk_is_full)
+            assert await poll_times(world, 100) == [1.0] * 3
+        for number in range(3):
+            world.upstream.finish(f"task{number + 1}")
+        await world.run(1)
+        assert [await status_of(world, id_) for id_ in ids] == ["succeeded"] * 3
+
+
+async def test_polls_whose_answers_alone_cannot_be_stored_come_ever_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate(POLLED)
+        world.clock.advance(3)
+        with monkeypatch.context() as patched:
+            patched.setattr(world.app.worker.poller.answers, "record", fail_to_store)
+            assert await poll_times(world, 200) == [1, 2, 4, 8, 16, 32, 64, 124, 184]
+        world.upstream.finish("task1")
+        await world.run(60)
         assert await status_of(world, generation["id"]) == "succeeded"
 
 

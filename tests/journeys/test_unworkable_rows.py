@@ -9,6 +9,7 @@ import pytest
 from service.generations import request
 from service.generations import stuck as stuck_module
 from service.generations.stuck import Stuck
+from service.model.errors import StorageError
 from tests.faults import rows
 from tests.harness import Harness, Reply, opened
 
@@ -142,6 +143,24 @@ def test_a_row_is_passed_over_for_longer_each_time_and_forgotten_once_it_went_we
     assert stuck.ids(now + 600_000) == []
     stuck.put("gen_1", now, OSError("no"))
     assert stuck.next_at(None, now) == now + 5_000
+
+
+def test_a_row_that_the_database_did_not_store_is_passed_over_for_a_minute_at_most() -> None:
+    stuck, now, delays = Stuck(), 0, []
+    for _ in range(8):
+        stuck.put("gen_1", now, StorageError("disk full"))
+        until = stuck.next_at(None, now)
+        assert until is not None
+        delays.append((until - now) // 1_000)
+        now = until
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_try_that_a_client_asked_for_passes_a_row_over_for_no_longer() -> None:
+    stuck = Stuck()
+    for now in (0, 1_000, 2_000):
+        stuck.put("gen_1", now, OSError("no"))
+    assert stuck.next_at(None, 2_000) == 7_000
 
 
 def test_no_more_rows_are_passed_over_than_fit() -> None:

@@ -8,7 +8,7 @@ before that, so that it starts nothing. A worker sends no beat while it cannot c
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from service.model.errors import StorageError
@@ -219,7 +219,7 @@ class ShardLocks:
         if self._is_worker:
             await self._share(session, view)
         elif free := set(shards or ()) - view.taken:
-            self._locked |= await session.take(free)
+            await self._take(session, free)
         self._publish()
         silent = view.silent
         if silent and self._had_time(silent, sent_at) and await session.replace(silent):
@@ -251,7 +251,13 @@ class ShardLocks:
             self._leaving -= gone
             await session.give_up(gone)
         if free := sorted(ALL - view.taken)[: max(0, share - len(self._locked))]:
-            self._locked |= await session.take(free)
+            await self._take(session, free)
+
+    async def _take(self, session: locks.Locks, free: Iterable[int]) -> None:
+        taken = await session.take(free)
+        if not self._is_connected:  # A release that was canceled has ended it meanwhile.
+            raise StorageError("the connection was closed")
+        self._locked |= taken
 
     def _note_beat(self, sent_at: float) -> None:
         if sent_at - self._beat_at > VALID_SECONDS:
