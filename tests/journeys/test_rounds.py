@@ -40,9 +40,19 @@ async def until_sent(world: Harness, count: int) -> None:
             await world.get("/v1/events")
 
 
-async def test_a_receiver_that_hangs_holds_up_no_rate_of_another(tmp_path: Path) -> None:
+async def test_a_receiver_that_hangs_holds_up_no_rate_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    look = Session.look
+
+    async def counted(session: Session, now: int) -> int:
+        looks.append(now)
+        return await look(session, now)
+
     async with opened(tmp_path, shutdown_seconds=0) as world:
         gate = await hang(world, rate_per_second=20)
+        monkeypatch.setattr(Session, "look", counted)
         queue_answers(world, gate, gate)
         for _ in range(3):
             await world.generate()
@@ -53,6 +63,7 @@ async def test_a_receiver_that_hangs_holds_up_no_rate_of_another(tmp_path: Path)
             world.clock.advance(0.05)
         gate.is_open.set()
         assert (await tick).attempted == 6
+        assert len(looks) == 1, "each round has read the lanes anew"
 
 
 async def test_a_receiver_that_hangs_holds_up_no_retry_of_another(tmp_path: Path) -> None:

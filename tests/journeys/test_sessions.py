@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.app import App
@@ -49,6 +50,17 @@ async def wait_until(world: Harness, is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not is_so():
             await world.get("/v1/events")
+
+
+async def test_a_look_wakes_every_loop_that_of_a_tick_too(tmp_path: Path) -> None:
+    """It reads the rows of others, which may be due before the time that the loops sleep for."""
+    async with opened(tmp_path) as world:
+        await begin(world)
+        signals = msgspec.structs.astuple(world.app.context.signals)
+        for signal in signals:
+            signal.clear()
+        await world.app.worker.tick(60)
+        assert all(signal.is_set() for signal in signals)
 
 
 async def test_nothing_is_handed_to_a_session_that_could_not_begin(
