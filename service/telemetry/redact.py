@@ -3,7 +3,7 @@
 import base64
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -35,6 +35,9 @@ _NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
 PIECE_CHARACTERS = 8  # At the cut end of a text, so many characters count as the whole secret.
 UNESCAPES_MAX = 4  # How many levels of nested escapes are undone.
+# To change a text, Python makes objects for each match, of up to 190 bytes: never for all at once.
+REGION_CHARACTERS = 16_384
+_BETWEEN_WORDS = re.compile(r"[\s\"'<>{}\[\],]")
 HEADERS_REMEMBERED = 256
 _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # A match of _SHAPES, in lower case, contains one of these; `in` is much cheaper than it.
@@ -202,21 +205,42 @@ class Redactor:
             return text
         if not self._hides_secret(text):
             return text
-        text = _WORD.sub(lambda word: REDACTED if self._hides_secret(word[0]) else word[0], text)
+        text = _in_regions(self._without_hiding_words, text, _BETWEEN_WORDS)
         return REDACTED if self._hides_secret(text) else text
+
+    def _without_hiding_words(self, text: str) -> str:
+        return _WORD.sub(lambda word: REDACTED if self._hides_secret(word[0]) else word[0], text)
 
     def _hides_secret(self, text: str) -> bool:
         """Whether a secret or token appears when the escapes of JSON, URLs and HTML are undone."""
         text = _TOKEN.sub(REDACTED, text)  # A plain one hides nothing, and may stand beside others.
         for _ in range(UNESCAPES_MAX):
-            plain = _ESCAPED.sub(lambda escape: chr(int(escape[1] or "2f", 16)), text)
-            plain = _unescape_html(urllib.parse.unquote(plain))
+            plain = text
+            for decode, borders in _DECODERS:
+                plain = _in_regions(decode, plain, borders)
             if plain == text:
                 break
             if any(form in plain for form in self._forms) or _TOKEN.search(plain):
                 return True
             text = plain
         return False
+
+
+def _in_regions(function: Callable[[str], str], text: str, borders: re.Pattern[str]) -> str:
+    """Return `function(text)`, computed in regions; each after the first begins at a border."""
+    if len(text) <= REGION_CHARACTERS:
+        return function(text)
+    regions, start = [], 0
+    while start < len(text):
+        border = borders.search(text, start + REGION_CHARACTERS)
+        end = border.start() if border else len(text)
+        regions.append(function(text[start:end]))
+        start = end
+    return "".join(regions)
+
+
+def _unescape_json(text: str) -> str:
+    return _ESCAPED.sub(lambda escape: chr(int(escape[1] or "2f", 16)), text)
 
 
 def _unescape_html(text: str) -> str:
@@ -227,6 +251,15 @@ def _unescape_html(text: str) -> str:
     if "&#" in text:
         text = _NO_CHARACTER.sub("\ufffd", _LEADING_ZEROS.sub(r"\1", text))
     return html.unescape(text)
+
+
+_CONTINUATION = "%[89ABab][0-9A-Fa-f]"  # A character in UTF-8 has up to three, at its end.
+# Each with where the text may be cut in two: never within an escape, or a character of several.
+_DECODERS = (
+    (_unescape_json, re.compile(r"(?<!\\)\\")),
+    (urllib.parse.unquote, re.compile(f"(?!{_CONTINUATION})%|(?<={_CONTINUATION * 3})%")),
+    (_unescape_html, re.compile("&")),
+)
 
 
 def _forms(secret: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ import html
 import itertools
 import json
 import re
+import tracemalloc
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.telemetry import redact
 from service.telemetry.redact import REDACTED, Redactor
 
 TOKEN = "Imdlbl8wMSI.aWQ.c2lnbmF0dXJl"
@@ -155,6 +157,59 @@ def test_a_long_run_of_escapes_is_looked_at_once(run: str, cut: str) -> None:
     cut_text = getattr(redactor, cut)(text + f" {LIVE_KEY}")
     assert cut_text.endswith(REDACTED)
     assert LIVE_KEY not in cut_text
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["%", "%25", "%2525", "%80", "%c3%a9", "%41ab", "&#37;", "&#037;", "\\u0025", "%a "],
+)
+def test_a_long_run_of_escapes_takes_memory_for_its_text_only(run: str) -> None:
+    text = run * (240_000 // len(run)) + " %67en_a.b.1.c"
+    redactor = Redactor([LIVE_KEY], PUBLIC_URL)
+    tracemalloc.start()
+    try:
+        assert redactor.json([text])[0].endswith(REDACTED)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Copies of the text, and the objects of one region; for all matches it is 32 to 190 times.
+    assert peak_bytes < 20 * len(text)
+
+
+@pytest.mark.parametrize("characters", range(1, 24))
+@pytest.mark.parametrize(
+    "spell",
+    [
+        escape_letters,
+        lambda text: quote(escape_letters(text)),
+        lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+        lambda text: "".join(f"&#{ord(letter)};" for letter in text),
+    ],
+)
+def test_a_long_text_hides_no_secret_where_its_regions_meet(
+    monkeypatch: pytest.MonkeyPatch, characters: int, spell: Any
+) -> None:
+    monkeypatch.setattr(redact, "REGION_CHARACTERS", characters)
+    cut = Redactor([SECRET]).text(f"begin {spell(SECRET)} end")
+    assert cut == f"begin {REDACTED} end"
+
+
+PIECES = st.sampled_from(
+    [
+        *("%", "%e4", "%B8", "%ad", "%f0", "%9f", "%80", "%C3", "%2", "25", "é", "a", " ", ";"),
+        *("\\", "\\u00", "\\u0025", "u", "/", "&", "&#", "&#0", "37;", "&#x", "amp", "&lt"),
+        "&#99999999",
+    ]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join), st.integers(1, 12))
+def test_a_text_decoded_in_regions_is_the_text_decoded_at_once(text: str, characters: int) -> None:
+    for decode, borders in redact._DECODERS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(redact, "REGION_CHARACTERS", characters)
+            assert redact._in_regions(decode, text, borders) == decode(text)
 
 
 @pytest.mark.parametrize(
