@@ -15,6 +15,7 @@ HELD_UP_SECONDS_MAX = 1.0
 # What is held up for longer, as by a rest of a day, is like a retry: a tick that comes then finds
 # it.
 SOON_SECONDS = 60.0
+LOOK_SECONDS = 5.0  # Between two looks at all lanes. In between, commits are handed over.
 ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
 
 
@@ -26,7 +27,7 @@ class Rounds:
         self._session = session
         self._is_tick = is_tick
         self._steps = session.tick_steps if is_tick else session.drive_steps
-        self._must_look = True
+        self._look_at = 0.0  # When to look at the rows of all lanes, by the loop's clock.
         self._failed: set[Step] = set()
         signals = right.context.signals
         self._ended = (signals.submit, signals.poll)
@@ -42,14 +43,14 @@ class Rounds:
         """
         loop, session, attempted = asyncio.get_running_loop(), self._session, -1
         self._failed.clear()
-        self._must_look = True  # The session may be that of an earlier tick.
+        self._look_at = loop.time()  # The session may be that of an earlier tick.
         while True:
             try:
                 is_due, is_settled, held_up_seconds = await self._run_steps(ends_at, requested)
             except TimeoutError:
                 return True
             if self._is_tick and await self._right.others_committed(self._right.ownership.locked):
-                is_due = self._must_look = True
+                is_due, self._look_at = True, loop.time()
             more = is_due or bool(self._failed) or held_up_seconds is not None
             if requested.is_set() or self.is_over(ends_at):
                 return more or not is_settled  # What is left under way may make rows due.
@@ -87,9 +88,11 @@ class Rounds:
         """
         now = self._right.context.clock()
         due_times: list[int | None] = []
-        if self._must_look:
-            self._must_look = False
+        if (began_at := asyncio.get_running_loop().time()) >= self._look_at:
             due_times.append(await self._try_step(self._session.look, now, ends_at))
+            self._look_at = began_at + LOOK_SECONDS
+        else:
+            await self._try_step(self._session.follow_changes, now, ends_at)
         if not self._right.has_loops:  # Else the loops clear them.
             for signal in self._ended:
                 signal.clear()

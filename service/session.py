@@ -126,13 +126,13 @@ class Session:
         self._looked_at = self._look_at = now  # A look that fails stays due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
-        await self._follow_changes()
+        await self.follow_changes(now)
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
         self._rest_until = now + lanes * SECOND // LANES_PER_SECOND
         return self._look_at
 
-    async def _follow_changes(self) -> None:
+    async def follow_changes(self, _now: int) -> None:
         """Let lanes read their subscribers again where any process has changed them."""
         changes = await self.context.database.read(
             subscribers.changes_since, self._subscribers_revision
@@ -175,7 +175,7 @@ class Session:
         time. It reads changed subscribers each time, as the answer about commits may be late.
         """
         if self._look_at is not None:
-            await self._follow_changes()
+            await self.follow_changes(now)
         # A tick may have looked since `now`; if its look is still to come, the clock was set back.
         if self._follow_shards() or self.context.clock() < self._looked_at:
             self._look_at = None

@@ -87,8 +87,8 @@ class Poller:
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None  # From now on its rows are due.
         if not self._is_storing and await self.context.database.commit_problem() is not None:
-            self.retry_at = max(self.retry_at or 0, now + SECOND)
-            return 0, now + SECOND  # Until a commit goes well, upstream would be asked in vain.
+            self.retry_at = now + SECOND
+            return 0, self.retry_at  # Until a commit goes well, upstream would be asked in vain.
         self._is_storing = True
         room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
@@ -179,14 +179,15 @@ class Poller:
         """Poll a generation for a client, or return its poll that is under way.
 
         `paused_until` is the stored pause, for which upstream may have asked another process.
-        None: it was polled within the last second, or its tenant has no share or place for it now.
+        None: it was polled within the last second, its tenant has no share or place for it now, or
+        an answer could not be stored just now.
         """
         id_, refreshes = generation.id, self.refreshes
         if id_ in self.in_flight:
             return self.in_flight[id_]
         # The generation may have been read before a poll of this second was recorded.
         last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
-        if last_poll_at is not None and now - last_poll_at < SECOND:
+        if (last_poll_at is not None and now - last_poll_at < SECOND) or now < (self.retry_at or 0):
             return None
         if (shared := self._follow(generation)) is not None:
             return shared
@@ -277,10 +278,8 @@ class Poller:
             await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self._is_storing = False
-            # Nor could it be moved on.
-            passed_until = self.stuck.put(generation.id, context.clock(), error)
-            self.retry_at = max(self.retry_at or 0, passed_until)
+            self._is_storing, self.retry_at = False, (now := context.clock()) + SECOND
+            self.stuck.put(generation.id, now, error)  # Nor could it be moved on.
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
@@ -320,11 +319,13 @@ class Poller:
         write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
         if follows:
             await write(reply)
+            self.stuck.forget(generation.id)
             return
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
             self.budget.pause((now := context.clock()) + pause_ms, now)
             reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
         await write(reply)
+        self.stuck.forget(generation.id)
         ingest.announce_exchange(metrics.polls, reply.exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
             ingest.log_unknown_word(reply.exchange.detail, generation.id)

@@ -21,19 +21,25 @@ class Stuck:
     def __init__(self) -> None:
         self._rows: OrderedDict[str, tuple[int, int]] = OrderedDict()  # The time, and the delay.
 
-    def put(self, id_: str, now: int, error: Exception) -> int:
-        """Pass a row over for a while, each time for longer; return until when.
+    def put(self, id_: str, now: int, error: Exception) -> None:
+        """Pass a row over for a while, each time for longer.
 
-        For no longer if it is passed over already: a client asked for this try.
+        Nothing changes if it is passed over already: a client asked for this try.
         """
         first_ms, most_ms = UNSTORED_MS if isinstance(error, StorageError) else RETRY_MS
-        until, delay_ms = self._rows.pop(id_, (0, first_ms // 2))
-        delay_ms = delay_ms if now < until else min(2 * delay_ms, most_ms)
+        until, delay_ms = self._rows.get(id_, (0, first_ms // 2))
+        if now < until:
+            return
+        delay_ms = min(2 * delay_ms, most_ms)
         self._rows[id_] = now + delay_ms, delay_ms
+        self._rows.move_to_end(id_)
         if len(self._rows) > STUCK_MAX:
             self._rows.popitem(last=False)
         _log.error("row.stuck", id=id_, retry_seconds=delay_ms / SECOND, error=repr(error))
-        return now + delay_ms
+
+    def forget(self, id_: str) -> None:
+        """Pass a row over no longer: it was worked."""
+        self._rows.pop(id_, None)
 
     def put_all(self, errors: Mapping[str, Exception], now: int) -> None:
         """Pass rows over that cannot be read."""

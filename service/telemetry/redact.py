@@ -35,7 +35,7 @@ _NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
 PIECE_CHARACTERS = 8  # At the cut end of a text, so many characters count as the whole secret.
 UNESCAPES_MAX = 4  # How many levels of nested escapes are undone.
-# To change a text, Python makes objects for each match, of up to 190 bytes: never for all at once.
+# To undo escapes, Python makes objects for each match, of up to 190 bytes: never for all at once.
 REGION_CHARACTERS = 16_384
 _BETWEEN_WORDS = re.compile(r"[\s\"'<>{}\[\],]")
 HEADERS_REMEMBERED = 256
@@ -257,7 +257,10 @@ _CONTINUATION = "%[89ABab][0-9A-Fa-f]"  # A character in UTF-8 has up to three, 
 # Each with where the text may be cut in two: never within an escape, or a character of several.
 _DECODERS = (
     (_unescape_json, re.compile(r"(?<!\\)\\")),
-    (urllib.parse.unquote, re.compile(f"(?!{_CONTINUATION})%|(?<={_CONTINUATION * 3})%")),
+    (
+        urllib.parse.unquote,
+        re.compile(f"(?<=[^%]{{3}})|(?!{_CONTINUATION})%|(?<={_CONTINUATION * 3})%"),
+    ),
     (_unescape_html, re.compile("&")),
 )
 

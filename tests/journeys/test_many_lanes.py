@@ -100,7 +100,7 @@ async def test_a_lane_goes_on_once_another_process_has_resumed_its_subscriber(
 
         async def follow() -> None:
             """Hear of changes, without a look at all lanes."""
-            await worker.session._follow_changes()
+            await worker.session.follow_changes(world.clock())
             await worker.dispatcher.run_due(world.clock())
             await worker.dispatcher.settle()
 

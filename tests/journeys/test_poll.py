@@ -535,6 +535,29 @@ async def test_polls_whose_answers_alone_cannot_be_stored_come_ever_less_often(
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
+async def test_a_refresh_asks_nothing_just_after_an_answer_was_not_stored_and_then_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate(POLLED)
+        poller, path = world.app.worker.poller, f"/v1/generations/{generation['id']}/refresh"
+        world.clock.advance(3)
+        with monkeypatch.context() as patched:
+            patched.setattr(poller.answers, "record", fail_to_store)
+            patched.setattr(rounds, "HELD_UP_SECONDS_MAX", 0)  # The test's clock stands still.
+            await poll_times(world, 10)
+            world.clock.advance(6)
+            await world.run()  # It fails again.
+            asked = len(world.upstream.polls)
+            await world.client.post(path)
+            assert len(world.upstream.polls) == asked
+        world.clock.advance(1)
+        assert poller.stuck.ids(world.clock()) == [generation["id"]]
+        await world.client.post(path)
+        assert len(world.upstream.polls) == asked + 1
+        assert poller.stuck.ids(world.clock()) == []
+
+
 async def test_concurrent_ticks_do_the_work_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         for _ in range(5):

@@ -17,6 +17,7 @@ from service.session import Session
 from tests.faults import DelayedAnswer, rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 from tests.journeys.gates import Gate, deliveries, queue_answers
+from tests.journeys.test_sessions import another_process
 from tests.journeys.test_ticks import nothing_to_clean, until_nothing_is_due
 
 OTHER_URL = f"{SUBSCRIBER_URL}2"
@@ -64,6 +65,28 @@ async def test_a_receiver_that_hangs_holds_up_no_rate_of_another(
         gate.is_open.set()
         assert (await tick).attempted == 6
         assert len(looks) == 1, "each round has read the lanes anew"
+
+
+async def test_a_long_tick_sends_nothing_to_an_earlier_url(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        gate = await hang(world, rate_per_second=20)
+        queue_answers(world, gate)
+        for _ in range(2):
+            await world.generate()
+        tick = asyncio.create_task(world.app.worker.tick(60))
+        await gate.wait_for(1)
+        await until_sent(world, 1)
+        listed = (await world.get("/v1/subscribers"))["data"]
+        [id_] = [each["id"] for each in listed if each["url"] == OTHER_URL]
+        url = f"{SUBSCRIBER_URL}3"
+        async with another_process(world):
+            changed = await world.client.patch(f"/v1/subscribers/{id_}", json={"url": url})
+            assert changed.is_success
+        world.clock.advance(0.05)
+        gate.is_open.set()
+        await tick
+        assert len(world.subscribers.webhooks_to(OTHER_URL)) == 1
+        assert len(world.subscribers.webhooks_to(url)) == 1
 
 
 async def test_a_receiver_that_hangs_holds_up_no_retry_of_another(tmp_path: Path) -> None:

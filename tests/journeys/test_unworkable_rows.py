@@ -160,7 +160,9 @@ def test_a_try_that_a_client_asked_for_passes_a_row_over_for_no_longer() -> None
     stuck = Stuck()
     for now in (0, 1_000, 2_000):
         stuck.put("gen_1", now, OSError("no"))
-    assert stuck.next_at(None, 2_000) == 7_000
+    assert stuck.next_at(None, 2_000) == 5_000
+    stuck.forget("gen_1")
+    assert stuck.ids(2_000) == []
 
 
 def test_no_more_rows_are_passed_over_than_fit() -> None:

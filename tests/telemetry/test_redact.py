@@ -161,7 +161,7 @@ def test_a_long_run_of_escapes_is_looked_at_once(run: str, cut: str) -> None:
 
 @pytest.mark.parametrize(
     "run",
-    ["%", "%25", "%2525", "%80", "%c3%a9", "%41ab", "&#37;", "&#037;", "\\u0025", "%a "],
+    ["%", "%25", "%2525", "%80", "%80a", "%c3%a9", "%41ab", "&#37;", "&#037;", "\\u0025", "%a "],
 )
 def test_a_long_run_of_escapes_takes_memory_for_its_text_only(run: str) -> None:
     text = run * (240_000 // len(run)) + " %67en_a.b.1.c"
