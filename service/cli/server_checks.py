@@ -1,11 +1,11 @@
 """The checks of `genhook doctor` on a PostgreSQL server."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from service.cli import interrupts
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
     SEALED,
@@ -70,7 +70,7 @@ def look(url: str) -> Server:
     """Look at the server. An error is not raised: it is the `problem` of the result."""
     server = Server()
     try:
-        interrupts.run(_look(server, url))
+        asyncio.run(_look(server, url))
     except ModuleNotFoundError:
         server.problem = "the driver is not installed: pip install 'genhook[postgres]'"
     except StorageError as error:

@@ -36,8 +36,8 @@ def id_of(value: Any) -> str | None:
     if text is None or len(text) > MAX_ID_CHARS or not text.strip():
         return None
     # A server or a proxy would read dots as steps in the path, also encoded. An id that lost a
-    # character is another one, and PostgreSQL stores no NUL.
-    return None if text in (".", "..") or lenient.LOST in text or "\0" in text else text
+    # character is another one.
+    return None if text in (".", "..") or lenient.LOST in text else text
 
 
 def _written(value: Any) -> str | None:

@@ -327,8 +327,8 @@ def test_a_body_that_is_a_text_of_json_is_read() -> None:
     assert wire.read_callback(b'"no JSON"') is None
 
 
-@pytest.mark.parametrize("lost", ["\\ud800", "\\ufffd", "\\u0000"])
-def test_a_task_id_that_no_path_or_row_can_hold_is_disliked_and_that_is_said(lost: str) -> None:
+@pytest.mark.parametrize("lost", ["\\ud800", "\\ufffd"])
+def test_a_task_id_that_lost_a_character_is_disliked_and_that_is_said(lost: str) -> None:
     body = f'{{"message":"Created.","data":{{"task_id":"n1_{lost}x"}}}}'.encode()
     answer = wire.read_create(200, JSON, body)
     assert isinstance(answer, NoReport)
