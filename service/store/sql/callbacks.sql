@@ -3,7 +3,7 @@
 -- get one callback: whether there were others is one look into the tree of bodies.
 SELECT p.key AS position, g.id, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b
-        WHERE b.generation_id = g.id AND b.body_digest > '' {each}) AS has_others
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS has_others
 FROM {rows}(:ids) p {ordered} JOIN generations g ON g.id = p.value {sorted g.id};
 -- lock: g
 
