@@ -62,6 +62,8 @@ class Rounds:
                 if not seconds:
                     return more
                 await self._wait(None, min(ends_at, loop.time() + seconds), requested)
+                if self.is_over(ends_at):
+                    return True  # What it has waited for.
 
     def is_over(self, ends_at: float) -> bool:
         """Return whether the time is up, or the process stops."""

@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import pytest
+
 from service.delivery.dispatch import Dispatcher
+from service.session import Session
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
 
@@ -154,3 +157,16 @@ async def check_erased(world: Harness) -> None:
     for event in await rows(world, "SELECT * FROM events"):
         names = ("tenant", "type", "generation_id", "body")
         assert [event[name] for name in names] == ["", "", None, b""]
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """Return a list that gets the time of each call of a method of sessions from now on."""
+    times: list[int] = []
+    method = getattr(Session, name)
+
+    async def counted(session: Session, now: int) -> Any:
+        times.append(now)
+        return await method(session, now)
+
+    monkeypatch.setattr(Session, name, counted)
+    return times

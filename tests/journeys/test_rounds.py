@@ -16,7 +16,7 @@ from service.model.errors import StorageError
 from service.session import Session
 from tests.faults import DelayedAnswer, rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
-from tests.journeys.gates import Gate, deliveries, queue_answers
+from tests.journeys.gates import Gate, count_calls, deliveries, queue_answers
 from tests.journeys.test_sessions import another_process
 from tests.journeys.test_ticks import nothing_to_clean, until_nothing_is_due
 
@@ -44,16 +44,9 @@ async def until_sent(world: Harness, count: int) -> None:
 async def test_a_receiver_that_hangs_holds_up_no_rate_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[int] = []
-    look = Session.look
-
-    async def counted(session: Session, now: int) -> int:
-        looks.append(now)
-        return await look(session, now)
-
     async with opened(tmp_path, shutdown_seconds=0) as world:
         gate = await hang(world, rate_per_second=20)
-        monkeypatch.setattr(Session, "look", counted)
+        looks = count_calls(monkeypatch, "look")
         queue_answers(world, gate, gate)
         for _ in range(3):
             await world.generate()

@@ -19,7 +19,7 @@ from service.session import Session
 from service.store import generations
 from tests.faults import DelayedAnswer, rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
-from tests.journeys.gates import Gate, deliveries, queue_answers
+from tests.journeys.gates import Gate, count_calls, deliveries, queue_answers
 
 
 async def until_nothing_is_due(world: Harness) -> None:
@@ -201,14 +201,6 @@ async def test_a_lane_that_cannot_be_worked_makes_nobody_call_for_tick_after_tic
 async def test_a_tick_whose_attempts_fail_as_a_step_ends_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = 0
-    look = Session.look
-
-    async def counted(session: Session, now: int) -> int:
-        nonlocal looks
-        looks += 1
-        return await look(session, now)
-
     async def fail(_dispatcher: Dispatcher, _now: int) -> None:
         raise ValueError("no attempt can start")
 
@@ -216,10 +208,10 @@ async def test_a_tick_whose_attempts_fail_as_a_step_ends_at_once(
         await until_nothing_is_due(world)
         await world.subscribe(SUBSCRIBER_URL)
         await world.generate()
-        monkeypatch.setattr(Session, "look", counted)
+        rounds = count_calls(monkeypatch, "follow_changes")
         monkeypatch.setattr(Dispatcher, "run_due", fail)
         done = await world.app.worker.tick(2)
-        assert (done.attempted, done.more, looks) == (0, True, 1)
+        assert (done.attempted, done.more, len(rounds)) == (0, True, 1)
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
