@@ -59,8 +59,10 @@ class Queue:
             self._waiting.append(item)
         elif self._before:
             self._behind_next.append(item)
+        elif before := {*self._committing, *self._waiting}:
+            self._behind, self._before = [item], before
         else:
-            self._begin_round([item], {*self._committing, *self._waiting})
+            self._waiting.append(item)
 
     def take(self) -> Sequence[Item]:
         """Return the next items, which count as in a commit until `finish` or `put_back`."""
@@ -138,15 +140,7 @@ class Queue:
         if not self._before:
             for item in self._behind:
                 self._waiting.append(item)
-            before = {*self._committing, *self._waiting}.difference(items)
-            behind, self._behind_next = self._behind_next, []
-            self._begin_round(behind, before)
+            self._behind, self._behind_next = self._behind_next, []
+            if self._behind:
+                self._before = {*self._committing, *self._waiting}.difference(items)
             self._wake()
-
-    def _begin_round(self, behind: list[Item], before: set[Item]) -> None:
-        """Let items wait once all those `before` have left."""
-        if not before:
-            for item in behind:
-                self._waiting.append(item)
-            behind = []
-        self._behind, self._before = behind, before if behind else set()
