@@ -65,6 +65,8 @@ def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, A
         except StopIteration as stop:
             body: bytes = stop.value
             return body
+        finally:
+            del step  # An error in it would hold this frame, and so what was read.
 
 
 async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:

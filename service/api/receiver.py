@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import accumulate, chain
-from typing import NoReturn
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -107,14 +106,16 @@ class Receiver:
         token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
         claim = self._context.tokens.read(token, arrival.received_at)
         if isinstance(claim, str):
-            await self._reject(arrival, f"token_{claim}", _token_invalid())
+            await self._reject(arrival, f"token_{claim}")
+            raise _token_invalid()
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(
                 scope, receive, settings.callback_body_bytes, settings.body_seconds
             )
         except Problem as error:
-            await self._refuse_body(arrival, error)
+            await self._note_unread(arrival, error)
+            raise
         arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._signature is not None:
@@ -123,28 +124,28 @@ class Receiver:
             try:
                 scheme.verify(arrival.body, headers, key, arrival.received_at)
             except SignatureError as error:
+                await self._reject(arrival, f"signature_{error.reason}")
                 detail = "The callback's signature is not valid."
-                problem = Problem(401, "signature_invalid", detail)
-                await self._reject(arrival, f"signature_{error.reason}", problem)
+                raise Problem(401, "signature_invalid", detail) from None
             proved = scheme.proves_body
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
-    async def _refuse_body(self, arrival: Arrival, problem: Problem) -> NoReturn:
-        """Raise the problem of an unread body; a callback that is too large is stored as a hint."""
+    async def _note_unread(self, arrival: Arrival, problem: Problem) -> None:
+        """Store a callback whose body was not read: as a hint too, if it is too large."""
         if problem.status == 503:  # Upstream sends it again.
             metrics.callbacks.add(1, "not_stored")
-            raise problem
+            return
         # Without the body, no signature can be verified.
         if problem.status == 413 and self._signature is None:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
             await self._do_due_work(arrival.generation_id)
-        await self._reject(arrival, problem.code, problem)
+        await self._reject(arrival, problem.code)
 
-    async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
-        """Store the callback, unless too many were rejected this second; then raise the problem."""
+    async def _reject(self, arrival: Arrival, reason: str) -> None:
+        """Store the callback as rejected, unless too many were rejected this second."""
         metrics.callbacks.add(1, "rejected")
         if self._may_store_rejection(arrival):
             _log.info(
@@ -160,7 +161,6 @@ class Receiver:
                 await self._context.database.write(callbacks.reject, arrival)
             except StorageError as error:
                 _log.error("callback.not_stored", error=str(error))
-        raise problem
 
     def _may_store_rejection(self, arrival: Arrival) -> bool:
         """Count a rejection; return whether the limits of this second allow to store it."""
@@ -198,7 +198,8 @@ class Receiver:
             return await self._store(arrival)
         if stored is None:
             self._context.tokens.forget(arrival.generation_id)
-            await self._reject(arrival, "token_revoked", _token_invalid())
+            await self._reject(arrival, "token_revoked")
+            raise _token_invalid()
         return stored
 
     async def _read(self, arrival: Arrival, tenant: str | None, read: Callable[[], T]) -> T:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import socket
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import uvloop
 
-from service.cli import entrance, interrupts
+from service.cli import entrance, interrupts, memory
 from service.cli.accept import Acceptor
-from service.cli.memory import return_large_blocks
 from service.cli.serving import Config
 from service.cli.serving import Server as BaseServer
 from service.cli.stopping import Stop, on_signals
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
-MEMORY_SECONDS = 1.0  # The first answer does not wait for it.
 
 _log = log.get()
 
@@ -199,10 +196,7 @@ async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
         app.worker.when_ended(stop.begin)  # The platform restarts it, and nothing is lost.
         if sock is not None:
             _log.info("serving", url=url_of(sock))
-        gc.freeze()  # What exists now lives as long as the process.
-        gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
-        gc.enable()
-        asyncio.get_running_loop().call_later(MEMORY_SECONDS, return_large_blocks)
+        memory.tend()
         await (server.serve(sockets=[sock]) if sock else stopping.wait())
     finally:
         await app.stop(stop.work_ends_at)

@@ -99,7 +99,7 @@ async def attempt(
     except SenderClosed:
         raise
     except SendError as error:
-        answer = error
+        answer = error.with_traceback(None)  # Its frames, this one too, hold the event's body.
     except Exception as error:  # noqa: BLE001  see above
         _log.exception("attempt.broken", delivery_id=due.id)
         answer = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")

@@ -1,15 +1,18 @@
 """Memory of large bodies goes back to the system."""
 
 import asyncio
+import gc
 import subprocess
 import sys
+import weakref
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from service.cli import server
-from service.cli.memory import return_large_blocks
+from service.cli import memory, server
+from service.cli.memory import GROWN_BYTES, Growth, return_large_blocks
 
 SCRIPT = """
 import sys
@@ -40,16 +43,63 @@ def test_a_library_that_cannot_be_loaded_is_no_fault(monkeypatch: pytest.MonkeyP
     return_large_blocks()
 
 
-async def test_a_server_has_large_blocks_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_told = asyncio.Event()
-    monkeypatch.setattr(server, "MEMORY_SECONDS", 0)
-    monkeypatch.setattr(server, "return_large_blocks", is_told.set)
+class Held:
+    """Something large that a cycle keeps until a collection."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.itself = self
+        self.body = bytearray(number)
+
+
+def test_garbage_is_collected_once_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = [100 << 20]
+    monkeypatch.setattr(memory, "resident_bytes", lambda: resident[-1])
+    growth = Growth()
+    gc.disable()
+    try:
+        held = weakref.ref(Held())
+        resident.append(resident[0] + GROWN_BYTES)
+        growth.look()
+        assert held() is not None
+        resident.append(90 << 20)
+        growth.look()
+        resident.append(resident[-1] + GROWN_BYTES + 1)  # More than at the lowest.
+        growth.look()
+        assert held() is None
+        held = weakref.ref(Held())
+        growth.look()  # What is left after a collection is no growth.
+        assert held() is not None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/statm")
+def test_a_process_that_holds_more_has_grown() -> None:
+    before = memory.resident_bytes()
+    held = bytearray(b"x" * (64 << 20))
+    assert memory.resident_bytes() > before + len(held) // 2
+
+
+async def test_a_server_has_large_blocks_and_garbage_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_told, has_looked, looks = asyncio.Event(), asyncio.Event(), count(1)
+
+    def look(_growth: Growth) -> None:
+        if next(looks) == 2:
+            has_looked.set()
+
+    monkeypatch.setattr(memory, "FIRST_SECONDS", 0)
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(memory, "return_large_blocks", is_told.set)
+    monkeypatch.setattr(Growth, "look", look)
     monkeypatch.setattr(server, "on_signals", lambda _stop: None)
     collector = {name: lambda *_: None for name in ("freeze", "set_threshold", "enable")}
-    monkeypatch.setattr(server, "gc", SimpleNamespace(**collector))
+    monkeypatch.setattr(memory, "gc", SimpleNamespace(**collector))
 
     async def wait(*_: Any, **__: Any) -> None:
         await is_told.wait()
+        await has_looked.wait()
 
     async def stop(_ends_at: float) -> None: ...
 

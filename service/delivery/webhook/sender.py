@@ -106,6 +106,7 @@ class WebhookSender:
             raise
         finally:
             timer.cancel()
+            del waiter  # Its error holds this frame: both would keep the request.
         self._put_back(connection)
         return answer
 
