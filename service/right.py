@@ -59,14 +59,15 @@ class Right:
     ) -> AsyncIterator[Session | None]:
         """Within, a tick or a drive works in a session; None if another process has the right.
 
-        `shards` is called once this process does nothing else; of the shards that it returns, the
-        free ones are taken. If it returns None, nothing is left to do.
+        `shards` is called when no other tick or drive works here any more; of the shards that it
+        returns, the free ones are taken. If it returns None, nothing is left to do.
         Requests that are under way by the end go on; after them the session ends, and `after_rest`
         is called with the shards that were given up.
         """
         async with self._lock:
             if not self.has_loops:
-                session = None if shards() is None else await self._begin(shards)
+                to_take = shards()
+                session = None if to_take is None else await self._begin(to_take)
                 try:
                     yield session
                 finally:
@@ -125,7 +126,7 @@ class Right:
             else:
                 await wait_for(self.stopping, RECORD_AGAIN_SECONDS)
 
-    async def _begin(self, shards: Callable[[], Collection[int] | None] | None) -> Session | None:
+    async def _begin(self, shards: Collection[int] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
         # Ticks of processes that know nothing of each other's polls take turns.
         is_in_turn = shards is not None and self.context.settings.worker == "off"
@@ -134,7 +135,7 @@ class Right:
                 await asyncio.wait([self.ending])
             self.ending = None
             was_held = self.ownership.is_held
-            if not await self.ownership.acquire(None if shards is None else shards()):
+            if not await self.ownership.acquire(shards):
                 return None
             if not was_held:
                 await self.session.close()  # A session that lost its right is still open.

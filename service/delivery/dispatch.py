@@ -318,9 +318,9 @@ class Dispatcher:
             await self._put_off(lane, due)
         else:
             self.unrecorded.note_stored()
+            if result.rest is not None:
+                self.receivers.settle(result.rest)
             self._release(lane, due)
-        if result.rest is not None:
-            self.receivers.settle(result.rest)
         return self.context.clock()
 
     async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:

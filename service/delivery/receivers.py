@@ -118,7 +118,8 @@ class Receiver:
 
     def note(self, rest: Rest) -> None:
         """Rest as an answer asked for, whatever is read before that rest is stored."""
-        self._unstored.add(rest)
+        # Some may never be stored; those that are over by now say nothing any more.
+        self._unstored = {rest, *(each for each in self._unstored if each.until > rest.since)}
         self.spread()
 
     def settle(self, rest: Rest, turn: int) -> None:

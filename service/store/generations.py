@@ -237,6 +237,11 @@ async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, E
     return {row["generation_id"]: Exchange(**row) for row in rows}
 
 
+async def latest_poll_outcomes(tx: Transaction, id_: str, limit: int) -> list[str]:
+    """Return the outcomes of the generation's latest polls, at most `limit`."""
+    return [row["outcome"] for row in await tx.all("polls_latest", id=id_, limit=limit)]
+
+
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
     """Return the ids of those generations that have ended."""
     rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,26 @@ async def test_a_callback_that_is_too_large_is_asked_about_before_its_answer(
         world.upstream.finish("task1")
         assert (await world.call_back(content=b"x" * 2_000)).status_code == 413
         assert world.subscribers.event_types() == ["generation.succeeded"]
+
+
+async def test_what_is_served_while_a_turn_begins_does_not_make_it_take_all_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rested(_: Collection[int]) -> None:
+        pass
+
+    async with driven(tmp_path) as world:
+        right, wanted = world.app.worker.right, [None, {7}]
+        taken: list[Collection[int] | None] = []
+
+        async def acquire(shards: Collection[int] | None = None) -> bool:
+            taken.append(shards)
+            return False
+
+        monkeypatch.setattr(right.ownership, "acquire", acquire)
+        async with right.hold(wanted.pop, rested) as session:
+            assert session is None
+        assert taken == [{7}]
 
 
 async def test_nothing_is_driven_where_another_process_works(tmp_path: Path) -> None:

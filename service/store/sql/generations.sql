@@ -308,6 +308,10 @@ WHERE e.number = (SELECT max(number) FROM exchanges l
     WHERE l.generation_id = i.value AND l.kind = k.value)
 ORDER BY e.at;
 
+-- name: polls_latest
+SELECT outcome FROM exchanges WHERE generation_id = :id AND kind = 'poll'
+ORDER BY number DESC LIMIT :limit;
+
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
 WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
