@@ -225,7 +225,7 @@ def _sender(settings: Settings) -> Sender:
 
 
 async def _close(edge: Any) -> None:
-    """Close a client of others within CLOSE_SECONDS: the other side may never answer."""
+    """Close the sender or the client of upstream, within CLOSE_SECONDS: the other side may hang."""
     close = getattr(edge, "close", None)
     if close is not None:
         try:

@@ -1,4 +1,4 @@
-"""The right to work on the database, which one process has, and its session."""
+"""The right to work: this process's shards (on SQLite: all or none), and the session beside it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -57,7 +57,7 @@ class Right:
     async def hold(
         self, shards: Callable[[], Collection[int] | None], after_rest: AfterRest
     ) -> AsyncIterator[Session | None]:
-        """Within, a tick or a drive works in a session; None if another process has the right.
+        """Within, a tick or a drive works in a session; None if no shard that it asks for is free.
 
         `shards` is called when no other tick or drive works here any more; of the shards that it
         returns, the free ones are taken. If it returns None, nothing is left to do.
@@ -77,7 +77,7 @@ class Right:
         yield self.session if self.ownership.is_held else None
 
     async def begin_loops(self) -> bool:
-        """Begin the session of the loops; False while another process has the right.
+        """Begin the session of the loops; False while no shard is free.
 
         A tick that works here ends first.
         """

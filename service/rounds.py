@@ -104,8 +104,8 @@ class Rounds:
             if step not in self._failed
         ]
         is_settled = await self._settle(due_times, ends_at, requested)
-        # A drive does not wait for it: a client waits for the drive, and a tick comes later. It is
-        # read before what is due: what is held up no more by now is due then.
+        # Only a tick waits for what is held up: a client waits for a drive. It is read before what
+        # is due: what stops being held up in between then counts as due.
         held_up_seconds = self._held_up_seconds() if self._is_tick else None
         is_due = self._is_due(due_times) or bool(self._right.submitter.repeated)
         return is_due, is_settled, held_up_seconds

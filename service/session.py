@@ -94,8 +94,8 @@ class Session:
     def resume(self, *, is_in_turn: bool) -> None:
         """Receive deliveries that are committed from now on, and let attempts start.
 
-        The first `watch` finds the rows that are due already, while the loops run: with many lanes
-        it takes seconds. In the session of a tick, too: since its end nothing was received.
+        The rows that are due already are found by the first `watch`, while the loops run: with many
+        lanes it takes seconds. Also if a tick's session goes on: meanwhile it received nothing.
         """
         self._look_at = None
         self._processes_alternate = is_in_turn

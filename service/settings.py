@@ -220,7 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """Every secret of SECRET_CHARACTERS_MIN: they are redacted in logs, rows and answers."""
+        """Every secret that is redacted in logs, rows and answers: it has SECRET_CHARACTERS_MIN."""
         keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
         passwords = _passwords(self.database_path) if self.is_postgres else ()
         # No parser refuses a short password. Cut out of all texts, `test` would break the URLs of

@@ -208,12 +208,13 @@ class Ticks:
                 turn_ended = self._begin_turn()
                 if session is None:
                     return "refused"
-                held, more, rounds = NONE, False, Rounds(self._right, session, is_tick=False)
+                before, more, rounds = NONE, False, Rounds(self._right, session, is_tick=False)
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
-                    if held == (held := self._right.ownership.shards):
-                        break  # Else its work may have made rows of others due.
+                    if (held := self._right.ownership.shards) == before:
+                        break  # Rows of shards that were added want another run.
+                    before = held
                     more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = self._right.ownership.locked
                 await self._right.submitter.forget_placed()

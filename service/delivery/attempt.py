@@ -86,8 +86,8 @@ async def attempt(
 ) -> Result:
     """Make one attempt and judge it, without storing it.
 
-    It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
-    error counts as a failed attempt instead.
+    Whatever goes wrong with the message or the sending counts as a failed attempt: a delivery that
+    cannot be sent would be due for ever. SenderClosed if the process stops meanwhile.
     """
     started_at, began = context.clock(), time.perf_counter()
     message = Message(due.body)
@@ -197,6 +197,7 @@ def _make_record(
         due_at=consequence.due_at,
         delivered_at=now if consequence.status == "delivered" else None,
         attempt=attempt,
+        # The next attempt keeps to the rate by the stored time of this one.
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
 

@@ -21,8 +21,10 @@ READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others w
 READY_BYTES_MAX = 8 * 1024 * 1024  # Of the bodies of one kind together.
 BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; above it, a lane reads one delivery at a time.
 REFILL_BELOW = READY_MAX // 4
-RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
-MANUAL_EVERY = 2  # While manual retries wait too, every second attempt that starts is one.
+RETRY_EVERY = 4  # While first attempts wait too, every fourth attempt that starts is a retry.
+# While first attempts wait too, every second attempt that starts is a manual retry; else these come
+# before other retries.
+MANUAL_EVERY = 2
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 NEVER = 2**63 - 1  # Later than any time.
 
@@ -261,7 +263,7 @@ class Lane(Struct, eq=False):
     def next_backlog(self, now: int) -> Backlog | None:
         """Return the backlog that the next attempt comes from; None if none may start.
 
-        Retries cannot take every slot.
+        Retries cannot take every slot, unless there is only one.
         """
         cap = 1 if self.probing else self.window.size
         is_ready = self.waiting and self.is_open and self.next_send_at <= now

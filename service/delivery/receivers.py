@@ -15,8 +15,8 @@ from service.delivery.window import Window
 from service.model.clock import MINUTE
 from service.model.subscriber import Subscriber
 
-# A receiver's standing: its last attempt was answered with 2xx; it had no attempt yet, or one that
-# began later failed at its origin; or its last attempt failed.
+# A receiver's standing. PROVEN: its last attempt was answered with 2xx. UNTRIED: it had none, or is
+# doubted (`is_doubted`). FAILING: its last attempt failed.
 PROVEN, UNTRIED, FAILING = range(3)
 SHARED_REST_MAX_MS = MINUTE  # A longer rest holds up only the lane that got it.
 ANSWERED_MS = MINUTE  # If another receiver answered so lately, the origin does not throttle all.
@@ -111,7 +111,7 @@ class Receiver:
     # The rest.
 
     def set_stored(self, until: int, turn: int) -> None:
-        """Take over the end of the rest as a read found it that began at `turn`."""
+        """Take over the end of the rest that a read has found; the read began at `turn`."""
         is_older = self._latest_turn > turn
         self._stored_until = max(self._stored_until, until) if is_older else until
         self.spread()

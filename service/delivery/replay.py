@@ -71,7 +71,10 @@ async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refu
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
-    """Stop the replay, which is locked, and cancel its pending deliveries."""
+    """Stop the replay, which is locked, and cancel pending deliveries: a batch, and later the rest.
+
+    `_run_batch` cancels those that are left.
+    """
     canceled = await rows.update(tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now)
     await deliveries.cancel_replayed(tx, replay.id)
     await subscribers.bump_revision(tx, replay.tenant, replay.subscriber_id)

@@ -50,7 +50,7 @@ class Places:
 
 
 class Unplaced:
-    """The shards in which generations found no place, until none is due there that gets one.
+    """The shards with generations that found no place, until none of them is due any more.
 
     They are kept by tenant, each with its latest generation.
     """

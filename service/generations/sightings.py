@@ -78,8 +78,8 @@ class Sightings:
     def is_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
         """Count an answer that names another task; return whether that id is an alias of this task.
 
-        Resellers show the id of the service behind them. An id that is met as a second task is
-        polled is never a name of either. Generations that share a task meet it as the same one.
+        Resellers show the id of the service behind them. An id that polls of two different tasks
+        return is a name of neither. Generations that share a task meet it as the same one.
         """
         met_by = self._met_by.setdefault(other_id, task_id)
         self._met_by.move_to_end(other_id)

@@ -31,7 +31,7 @@ _log = log.get()
 # Submissions under way. The client has as many connections, so that none waits for one. A
 # generation that finds no place waits as a row, and takes no memory.
 PLACES = 64
-# A stored generation, and its submission unless it found no place.
+# A stored generation, and its submission; None if it found no place or came during a pause.
 Accepted = tuple[Generation, asyncio.Task[Submission] | None]
 Store = Callable[[bool], Awaitable[Generation]]  # Its argument: whether there is a place.
 T = TypeVar("T")
@@ -196,7 +196,7 @@ class Submitter:
         await asyncio.shield(write(_put_back, self.context, ids, tenant=tenant))
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
-        """Repeat due submissions that were put off; return how many, and the next due time."""
+        """Start due submissions that wait in their rows; return how many, and the next due time."""
         places = self.places
         if places.free <= 0:
             return 0, None  # The next place that is given back sets the signal.
@@ -263,7 +263,8 @@ class Submitter:
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.
 
-        A write that gave up before its commit would leave rows that are `sending` and never sent.
+        A write that gives up may be committed all the same, and would leave rows that are `sending`
+        and that nobody sends.
         """
         write = self.context.database.write_always
         try:
@@ -320,9 +321,9 @@ async def _read_due(
 async def _next_due(
     tx: Transaction, full: Sequence[str], without: Sequence[str]
 ) -> tuple[int | None, int | None, int]:
-    """Return when the next submission is due, and of other tenants than the full ones; the pause.
+    """Return when the next submission is due, and the next one of a tenant that is not `full`.
 
-    The pause is that of upstream, until when.
+    And until when upstream has paused us.
     """
     due_at = await generations.next_due(tx, "submit", (), without)
     of_others = await generations.next_due(tx, "submit", full, without) if full else due_at
