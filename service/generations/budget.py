@@ -145,7 +145,7 @@ def is_pause(until: int, now: int, max_ms: int) -> bool:
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:
-    """Return the route at which upstream is asked about a generation."""
+    """Return the path at which upstream is asked about a generation."""
     model = models.get(generation.model)
     return model.status_path if model else STATUS_PATH
 

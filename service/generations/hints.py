@@ -14,8 +14,8 @@ from service.store.database import Transaction
 from service.upstream import reading, wire
 
 ABSENT_MAX = 6  # A hint is given up after so many polls in a row that found no such task.
-# The task route of many services lags behind their callbacks. If a callback says that the task
-# ended and the route does not, upstream is polled so long after the callback: 1, 2, 4, … s apart.
+# The status path of many services lags behind their callbacks. If a callback says that the task
+# ended and the path does not, upstream is polled so long after the callback: 1, 2, 4, … s apart.
 LAG_MS = tuple(seconds * SECOND for seconds in (1, 3, 7, 15, 30, 60))
 
 
@@ -51,7 +51,7 @@ async def _ask_again_at(
     if isinstance(reply.answer, wire.NoReport):
         return await _repeat_at(tx, context, generation, reply.answer)
     if judge.awaits_files(reply.answer):
-        return None  # The task route does not lag. The next polls are planned.
+        return None  # The status path does not lag. The next polls are planned.
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None

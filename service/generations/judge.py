@@ -147,8 +147,8 @@ async def judge(
         return await _judge_decline(context, sightings, generation, reply, answer)
     now = reply.exchange.at
     if reply.task_id in answer.task_ids:
-        route = budget.status_path(context.catalogue, generation)
-        sightings.routes.note_answer(route, generation.id, now)
+        path = budget.status_path(context.catalogue, generation)
+        sightings.paths.note_answer(path, generation.id, now)
     others = answer.other_ids(reply.task_id)
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
     if is_of_another and not await _is_alias(context, sightings, generation, reply, others[0]):
@@ -242,26 +242,26 @@ async def _judge_decline(
 ) -> Reply:
     """Return a failure if upstream refused the same poll again and again; else the reply as it is.
 
-    The refusals are about the task only if upstream answered about another task on the same route
-    meanwhile; else the route is in trouble.
+    The refusals are about the task only if upstream answered about another task on the same status
+    path meanwhile; else that path is in trouble.
     """
-    now, routes = reply.exchange.at, sightings.routes
+    now, paths = reply.exchange.at, sightings.paths
     if answer.code is None:
         return reply
     content = json_text(["declined", answer.code, answer.message])
     sighting = sightings.note(generation.id, content, now)
     if sighting.count < DECLINED_ANSWERS or now - sighting.first_at < DECLINED_SPAN_MS:
         return reply
-    route = budget.status_path(context.catalogue, generation)
-    if routes.answered_another(route, generation.id, sighting.first_at):
+    path = budget.status_path(context.catalogue, generation)
+    if paths.answered_another(path, generation.id, sighting.first_at):
         code, message = answer.code, answer.message
         failure = wire.Report("failed", reply.task_id, error_code=code, error_message=message)
         return await _with(context, reply, failure)
-    if route not in routes.troubled:
-        routes.troubled.add(route)
+    if path not in paths.troubled:
+        paths.troubled.add(path)
         metrics.troubled_routes.add(1)
         message = ingest.excerpt(context, answer.message or "")
-        _log.warning("upstream.route_declines", route=route, code=answer.code, message=message)
+        _log.warning("upstream.route_declines", route=path, code=answer.code, message=message)
     return reply
 
 

@@ -13,7 +13,7 @@ from service.generations import answers, budget, deadlines, hints, ingest, judge
 from service.generations.answers import Answers
 from service.generations.budget import Budget
 from service.generations.ingest import Reply
-from service.generations.places import RoutePlaces, full_questions
+from service.generations.places import PathPlaces, full_models
 from service.generations.refreshes import Refreshes
 from service.generations.shared import Key, Question, Questions
 from service.generations.sightings import Sightings
@@ -63,7 +63,7 @@ class Poller:
         self._began_at = context.clock()  # Processes that submitted before have ended.
         self.refreshes = Refreshes(shared.rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
-        self.places = RoutePlaces(IN_FLIGHT_MAX)
+        self.places = PathPlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
         self._questions = Questions()
         self.retry_at: int | None = None  # When to poll again what could not be stored.
@@ -122,7 +122,7 @@ class Poller:
 
     def _choose(self, most: int, now: int) -> generations.Choice:
         """Return which due polls to read: up to `most` that could start now."""
-        apart, full = full_questions(self.places, lambda: self.context.catalogue)
+        apart, full = full_models(self.places, lambda: self.context.catalogue)
         return generations.Choice(
             limit=most,
             tenants=self.places.all.full(),
@@ -218,7 +218,7 @@ class Poller:
         return self.budget.is_unused and now < self._unused_until
 
     def _start(self, generation: Generation, *, is_due: bool) -> asyncio.Task[None] | None:
-        """Poll one generation now, unless its tenant or its route has no place."""
+        """Poll one generation now, unless its tenant or its status path has no place."""
         id_, key = generation.id, self._key(generation)
         if id_ in self.in_flight or not self.places.take(key[0], generation.tenant):
             return None

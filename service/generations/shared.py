@@ -10,7 +10,7 @@ from service.generations.ingest import Reply
 from service.model.generation import OPEN, Generation
 from service.store.generations import SHARERS_MAX
 
-Key = tuple[str, str]  # The route and the task. Without a task it is the generation's id.
+Key = tuple[str, str]  # The status path and the task. Without a task it is the generation's id.
 
 
 class Question(msgspec.Struct, eq=False):

@@ -18,7 +18,7 @@ FILES_ANSWERS = 3  # in so many answers, before they count as the result.
 LINK_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
 LINK_ANSWERS = 1 + len(LINK_MS)
 DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
-DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the route.
+DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the path.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
 
 
@@ -30,28 +30,28 @@ class Sighting(msgspec.Struct):
     first_at: int
 
 
-class Routes:
-    """Which tasks each route last answered about, and the routes that decline all polls.
+class Paths:
+    """Which tasks each status path last answered about, and those that decline all polls.
 
-    There are as many routes as the catalogue has.
+    There are as many as the catalogue has.
     """
 
     def __init__(self) -> None:
         self.troubled: set[str] = set()
         self._answered_at: dict[str, dict[str, int]] = {}  # By generation, of the latest two.
 
-    def note_answer(self, route: str, generation_id: str, now: int) -> None:
+    def note_answer(self, path: str, generation_id: str, now: int) -> None:
         """Note that upstream answered about a generation's task, and named it."""
-        self.troubled.discard(route)
-        answered_at = self._answered_at.setdefault(route, {})
+        self.troubled.discard(path)
+        answered_at = self._answered_at.setdefault(path, {})
         answered_at.pop(generation_id, None)
         answered_at[generation_id] = now
         if len(answered_at) > 2:
             del answered_at[next(iter(answered_at))]
 
-    def answered_another(self, route: str, generation_id: str, since: int) -> bool:
-        """Whether upstream answered about another generation's task on the route since then."""
-        others = self._answered_at.get(route, {}).items()
+    def answered_another(self, path: str, generation_id: str, since: int) -> bool:
+        """Whether upstream answered about another generation's task on the path since then."""
+        others = self._answered_at.get(path, {}).items()
         return any(id_ != generation_id and at >= since for id_, at in others)
 
 
@@ -59,7 +59,7 @@ class Sightings:
     """The latest sighting of each generation, and which task each other id was met for."""
 
     def __init__(self) -> None:
-        self.routes = Routes()
+        self.paths = Paths()
         self._by_generation: OrderedDict[str, Sighting] = OrderedDict()
         self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several tasks.
 

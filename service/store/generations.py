@@ -61,7 +61,7 @@ class Choice(msgspec.Struct, frozen=True):
     limit: int
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
-    apart: Sequence[str] = ()  # This and `full` are the lists of `places.full_questions`.
+    apart: Sequence[str] = ()  # This and `full` are the lists of `places.full_models`.
     full: Sequence[str] = ()
     # Filled by the read: the errors of rows that cannot be decoded, as after damage or from a later
     # version of genhook, by id. They are not returned.

@@ -184,9 +184,9 @@ WHERE s.status IN ('queued', 'processing') AND s.id NOT IN (SELECT value FROM {r
 LIMIT :limit;
 
 -- part: has_place
--- Whether a poll of the generation gets a place: `places.full_questions` makes the lists. :full has
--- the questions without a free place, each as 'MODEL TENANT', or as 'MODEL ' for every tenant. MODEL
--- is empty unless the model is one of :apart, the models with a route of their own.
+-- Whether a poll of the generation gets a place: `places.full_models` makes the lists. :full has
+-- the polls without a free place, each as 'MODEL TENANT', or as 'MODEL ' for every tenant. MODEL
+-- is empty unless the model is one of :apart, the models with a status path of their own.
 CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
     || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
 AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
