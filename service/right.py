@@ -97,7 +97,7 @@ class Right:
 
         New submissions of clients need none, and a busy process always has one under way.
         """
-        await self.submitter.settle_repeated()
+        await self.submitter.settle_from_rows()
         await self.poller.settle()
         await self.session.dispatcher.settle()
 
@@ -153,7 +153,7 @@ class Right:
     async def _end(self, after_rest: AfterRest | None) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
-        in_flight = self.submitter.repeated or self.poller.in_flight or self.steps_under_way
+        in_flight = self.submitter.from_rows or self.poller.in_flight or self.steps_under_way
         is_settled = self.session.dispatcher.is_settled and not in_flight
         if is_settled and not self.session.debt_seconds():
             await self._close()

@@ -107,7 +107,7 @@ class Rounds:
         # Only a tick waits for what is held up: a client waits for a drive. It is read before what
         # is due: what stops being held up in between then counts as due.
         held_up_seconds = self._held_up_seconds() if self._is_tick else None
-        is_due = self._is_due(due_times) or bool(self._right.submitter.repeated)
+        is_due = self._is_due(due_times) or bool(self._right.submitter.from_rows)
         return is_due, is_settled, held_up_seconds
 
     async def _try_step(self, step: Step, now: int, ends_at: float) -> int | None:

@@ -13,10 +13,10 @@ from service.generations.ingest import Batch, Reply
 from service.generations.sightings import (
     DECLINED_ANSWERS,
     DECLINED_SPAN_MS,
-    FILES_ANSWERS,
-    FILES_SPAN_MS,
-    LINK_ANSWERS,
-    LINK_MS,
+    NO_FILES_ANSWERS,
+    NO_FILES_MS,
+    UNKNOWN_WORD_ANSWERS,
+    UNKNOWN_WORD_SPAN_MS,
     Sightings,
 )
 from service.model.generation import Generation
@@ -151,7 +151,7 @@ async def judge(
         sightings.paths.note_answer(path, generation.id, now)
     others = answer.other_ids(reply.task_id)
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
-    if is_of_another and not await _is_alias(context, sightings, generation, reply, others[0]):
+    if is_of_another and not await _learn_alias(context, sightings, generation, reply, others[0]):
         return await _other_task(context, reply, others[0])
     may_end = answer.state != "processing" or answer.possible is not None
     if others and may_end:
@@ -275,7 +275,7 @@ async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 
-async def _is_alias(
+async def _learn_alias(
     context: Context, sightings: Sightings, generation: Generation, reply: Reply, other_id: str
 ) -> bool:
     """Whether an id is another name of this generation's task; learn it when it comes often.
@@ -292,7 +292,7 @@ async def _is_alias(
         if is_name is False:
             await database.write(tasks.revoke_name, other_id, tenant=generation.tenant)
         return False
-    if is_name is None and sightings.is_alias(id_, own, other_id, reply.exchange.at):
+    if is_name is None and sightings.note_alias(id_, own, other_id, reply.exchange.at):
         await database.write(tasks.learn_name, other_id, id_, tenant=generation.tenant)
         is_name = await database.read(tasks.is_name, other_id, id_, own)
     return bool(is_name)
@@ -309,13 +309,13 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
     """Whether the answers so far prove the possible outcome of this one."""
     assert answer.possible is not None
     files = answer.possible.files
-    is_final = awaits_files(answer)
+    is_done = awaits_files(answer)
     # The URLs of a task that is done do not count: signed URLs differ in each answer.
-    content = json_text([answer.word, None if is_final else [file.url for file in files]])
+    content = json_text([answer.word, None if is_done else [file.url for file in files]])
     sighting = sightings.note(generation.id, content, now)
     span_ms = now - sighting.first_at
-    if is_final:
+    if is_done:
         # It is done and paid for. Some services attach the files a moment later.
         is_late = now >= generation.deadline_at
-        return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_MS[-1])
-    return sighting.count >= FILES_ANSWERS and span_ms >= FILES_SPAN_MS
+        return is_late or (sighting.count >= NO_FILES_ANSWERS and span_ms >= NO_FILES_MS[-1])
+    return sighting.count >= UNKNOWN_WORD_ANSWERS and span_ms >= UNKNOWN_WORD_SPAN_MS

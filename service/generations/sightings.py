@@ -11,12 +11,12 @@ import msgspec
 from service.model.clock import SECOND
 
 SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
-FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
-FILES_ANSWERS = 3  # in so many answers, before they count as the result.
+UNKNOWN_WORD_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
+UNKNOWN_WORD_ANSWERS = 3  # in so many answers, before they count as the result.
 # The files of a task that is said to be done may come a moment later. It is polled again so long
 # after the first such answer, and not by the plan of polls, whose next one may be a second away.
-LINK_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
-LINK_ANSWERS = 1 + len(LINK_MS)
+NO_FILES_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
+NO_FILES_ANSWERS = 1 + len(NO_FILES_MS)
 DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
 DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the path.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
@@ -75,7 +75,7 @@ class Sightings:
             self._by_generation.popitem(last=False)
         return sighting
 
-    def is_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
+    def note_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
         """Count an answer that names another task; return whether that id is an alias of this task.
 
         Resellers show the id of the service behind them. An id that polls of two different tasks
@@ -93,7 +93,7 @@ class Sightings:
     def files_due_at(self, generation_id: str, now: int) -> int | None:
         """Return when to poll again about a task that is said to be done and has no files."""
         sighting = self._by_generation.get(generation_id)
-        times = [sighting.first_at + after_ms for after_ms in LINK_MS] if sighting else []
+        times = [sighting.first_at + after_ms for after_ms in NO_FILES_MS] if sighting else []
         return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:

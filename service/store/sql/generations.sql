@@ -241,10 +241,10 @@ ON CONFLICT (noun) DO UPDATE SET number = CASE WHEN revisions.number > :latest T
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 
--- name: questions_get
+-- name: poll_rate_get
 SELECT number FROM revisions WHERE noun = 'upstream_asked_until';
 
--- name: questions_put
+-- name: poll_rate_put
 INSERT INTO revisions (noun, number) VALUES ('upstream_asked_until', :free_at)
 ON CONFLICT (noun) DO UPDATE SET number = excluded.number;
 
