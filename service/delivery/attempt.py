@@ -22,7 +22,7 @@ from service.telemetry import log, metrics
 from service.telemetry.redact import Redactor
 
 _log = log.get()
-SECRET_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
+HEADER_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -119,7 +119,7 @@ async def attempt(
     sent = _make_attempt(due, answer, started_at, seconds)
     _announce(sent, due, consequence.outcome, seconds)
     record = _make_record(recipient, sent, due, consequence, ended_at)
-    rest = _make_rest(recipient, sent, consequence.slow_until, ended_at)
+    rest = _make_rest(recipient, sent, consequence.rest_until, ended_at)
     return Result(due, recipient, message, record, consequence, ended_at, rest)
 
 
@@ -142,7 +142,7 @@ def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
     """Return a redactor of the headers' values, with and without their scheme (`Bearer …`)."""
     stripped = [value.strip() for value in headers.values()]  # As a receiver reads them.
     values = {part for value in stripped for part in (value, value.rpartition(" ")[2])}
-    secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
+    secrets = {value for value in values if len(value) >= HEADER_CHARACTERS_MIN}
     return Redactor(secrets) if secrets else None
 
 

@@ -62,7 +62,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     attempt, consequence, database = result.record, result.consequence, context.database
     tenant = attempt.tenant
     # A good answer to a manual retry ends the rest.
-    is_lifting = result.is_good_retry and lane.receiver.slow_until > now
+    is_lifting = result.is_good_retry and lane.receiver.rest_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= consequence.status == "delivered" and not attempt.ordered

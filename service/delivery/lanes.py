@@ -77,7 +77,7 @@ class Lane(Struct, eq=False):
     generation_ids: set[str] = field(default_factory=set)
     read_again: set[str] = field(default_factory=set)  # Held ids whose rows may have changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
-    turn: int = 0  # How many attempts have started; it decides which kind is next.
+    started_count: int = 0  # Of attempts; it decides which kind is next.
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
     share: Share | None = None  # The lane's share of the slots, once it is looked up.
@@ -257,7 +257,7 @@ class Lane(Struct, eq=False):
         """
         until = math.ceil(self.next_send_at) if self.next_send_at > now else now
         if not self.manual_retries.deliveries:
-            until = max(until, self.receiver.slow_until)
+            until = max(until, self.receiver.rest_until)
         return until if until > now else None
 
     def next_backlog(self, now: int) -> Backlog | None:
@@ -271,22 +271,22 @@ class Lane(Struct, eq=False):
             return None
         first, manual = self.first_attempts, self.manual_retries
         # A rest holds up all but manual retries.
-        is_resting = self.receiver.slow_until > now
+        is_resting = self.receiver.rest_until > now
         if not (is_resting or manual.deliveries or self.retries.deliveries):
             return first
         if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
             return first if first.deliveries and not is_resting else None
         has_first = bool(first.deliveries) and not is_resting
-        if manual.deliveries and not (has_first and self.turn % MANUAL_EVERY):
+        if manual.deliveries and not (has_first and self.started_count % MANUAL_EVERY):
             return manual
-        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
+        is_retry_turn = self.started_count % RETRY_EVERY == RETRY_EVERY - 1
         if self.retries.deliveries and not is_resting and (is_retry_turn or not has_first):
             return self.retries
         return first if has_first else None
 
     def pop(self, backlog: Backlog, now: int) -> DueDelivery:
         """Take the next delivery of the backlog, whose attempt starts now."""
-        self.turn += 1
+        self.started_count += 1
         self.in_flight += 1
         self.waiting -= 1
         self.sent_at = now

@@ -95,13 +95,13 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
         for backlog in lane.plan(context.clock())[0]:
             await _refill(context, lane, backlog)
         return
-    revision, turn = lane.revision, receivers.begin_read()
+    revision, version = lane.revision, receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
-    is_old = recipient is not None and receivers.is_old(recipient.subscriber.tenant, turn)
+    is_old = recipient is not None and receivers.is_old(recipient.subscriber.tenant, version)
     if is_old or lane.revision != revision:
         return  # Changed meanwhile: it is read again.
     if recipient is not None:
-        receiver = receivers.find(recipient.subscriber, recipient.rests, turn)
+        receiver = receivers.find(recipient.subscriber, recipient.rests, version)
         lane.set_recipient(recipient, receiver)
         return
     lane.drop_waiting()
