@@ -15,7 +15,7 @@ from service.store.database import Ownership
 from service.telemetry import log
 
 _log = log.get()
-AfterRest = Callable[[Collection[int]], Awaitable[None]]
+AfterEnd = Callable[[Collection[int]], Awaitable[None]]
 RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
 
 
@@ -55,13 +55,13 @@ class Right:
 
     @asynccontextmanager
     async def hold(
-        self, shards: Callable[[], Collection[int] | None], after_rest: AfterRest
+        self, shards: Callable[[], Collection[int] | None], after_end: AfterEnd
     ) -> AsyncIterator[Session | None]:
         """Within, a tick or a drive works in a session; None if no shard that it asks for is free.
 
         `shards` is called when no other tick or drive works here any more; of the shards that it
         returns, the free ones are taken. If it returns None, nothing is left to do.
-        Requests that are under way by the end go on; after them the session ends, and `after_rest`
+        Requests that are under way by the end go on; after them the session ends, and `after_end`
         is called with the shards that were given up.
         """
         async with self._lock:
@@ -72,7 +72,7 @@ class Right:
                     yield session
                 finally:
                     if session is not None:
-                        await self._end(after_rest)
+                        await self._end(after_end)
                 return
         yield self.session if self.ownership.is_held else None
 
@@ -150,7 +150,7 @@ class Right:
             raise
         return self.session
 
-    async def _end(self, after_rest: AfterRest | None) -> None:
+    async def _end(self, after_end: AfterEnd | None) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
         in_flight = self.submitter.from_rows or self.poller.in_flight or self.steps_under_way
@@ -158,9 +158,9 @@ class Right:
         if is_settled and not self.session.debt_seconds():
             await self._close()
         else:
-            self.ending = asyncio.create_task(self._finish(after_rest), name="rest of a tick")
+            self.ending = asyncio.create_task(self._finish(after_end), name="rest of a tick")
 
-    async def _finish(self, after_rest: AfterRest | None) -> None:
+    async def _finish(self, after_end: AfterEnd | None) -> None:
         """Wait for the requests under way, then end the session.
 
         Whoever begins next has the lock, cancels the wait and goes on in the session. The end has
@@ -178,8 +178,8 @@ class Right:
         async with self._lock:
             shards = self.ownership.locked
             await self._close()
-        if after_rest is not None:
-            await after_rest(shards)
+        if after_end is not None:
+            await after_end(shards)
 
     async def _close(self) -> None:
         try:

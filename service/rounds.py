@@ -30,7 +30,7 @@ class Rounds:
         self._look_at = 0.0  # When to look at the rows of all lanes, by the loop's clock.
         self._failed: set[Step] = set()
         signals = right.context.signals
-        self._ended = (signals.submit, signals.poll)
+        self._ends = (signals.submit, signals.poll)
 
     async def run(self, ends_at: float, requested: asyncio.Event) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
@@ -96,7 +96,7 @@ class Rounds:
         else:
             await self._try_step(self._session.follow_changes, now, ends_at)
         if not self._right.has_loops:  # Else the loops clear them.
-            for signal in self._ended:
+            for signal in self._ends:
                 signal.clear()
         due_times += [
             await self._try_step(step, now, ends_at)
@@ -149,7 +149,7 @@ class Rounds:
         if not self._failed:  # Else it may be the dispatcher's step, which takes the timers.
             times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
         now = self._right.context.clock()
-        has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ended)
+        has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ends)
         return has_ended or any(at is not None and at <= now for at in times)
 
     async def _wait(

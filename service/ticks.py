@@ -85,13 +85,13 @@ class Ticks:
             try:
                 has_time = True
                 while has_time:
-                    requests = await self._take_up()
+                    turn_ended = await self._take_up()
                     try:
-                        waiting = asyncio.Event() if requests is None else self._requested
+                        waiting = asyncio.Event() if turn_ended is None else self._requested
                         more = await rounds.run(ends_at, waiting)
                     finally:
-                        if requests is not None:
-                            requests.set()
+                        if turn_ended is not None:
+                            turn_ended.set()
                     # Requests that came meanwhile share its next turn.
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
                 await self._right.submitter.forget_placed()
@@ -228,6 +228,6 @@ class Ticks:
 
     def _missing_shards(self) -> set[int]:
         """Return the shards that the drive needs and does not hold."""
-        self._shards |= self._right.context.elsewhere
-        self._right.context.elsewhere.clear()
+        self._shards |= self._right.context.missed_shards
+        self._right.context.missed_shards.clear()
         return self._shards - self._right.ownership.shards

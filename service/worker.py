@@ -182,7 +182,7 @@ class Worker:
                 failures += 1
                 seconds = log_failure(step, error, failures)
                 # It waits for no signal, which would repeat a step that fails at once.
-                await _sleep(self.session.is_over, seconds)
+                await _sleep(self.session.loops_ending, seconds)
                 continue
             failures, seconds = 0, SLEEP_SECONDS_MAX
             if next_at is not None:

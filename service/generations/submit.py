@@ -174,7 +174,7 @@ class Submitter:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
         # For the next drive. A tick or a loop looks at all shards.
-        self.context.elsewhere.update(self.unplaced.shards_with_room(self.places))
+        self.context.missed_shards.update(self.unplaced.shards_with_room(self.places))
 
     async def _mark(
         self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
