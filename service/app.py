@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import asgi
 from service.api.problem import not_found, stopping
-from service.api.receiver import Receiver
+from service.api.receiver import CallbackReceiver
 from service.context import UPSTREAM, Context
 from service.delivery import descriptors, tenants
 from service.delivery.target import Sender
@@ -81,7 +81,7 @@ class App:
             jitter=jitter,
         )
         is_driven = settings.worker == "off" and settings.drive_seconds > 0
-        self._receiver = Receiver(self.context, self._drive if is_driven else None)
+        self._receiver = CallbackReceiver(self.context, self._drive if is_driven else None)
         self._sender = sender
 
     @cached_property
@@ -225,7 +225,7 @@ def _sender(settings: Settings) -> Sender:
 
 
 async def _close(edge: Any) -> None:
-    """Close a client of others within CLOSE_SECONDS: the other side may never answer."""
+    """Close the sender or the client of upstream, within CLOSE_SECONDS: the other side may hang."""
     close = getattr(edge, "close", None)
     if close is not None:
         try:

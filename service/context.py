@@ -107,15 +107,15 @@ class Context(Struct, kw_only=True):
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
     # SHA-256 of each request with an `Idempotency-Key` that runs here, by (tenant, key).
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    # Who is shown a large callback: to redact it takes long.
-    shown: Turns = field(default_factory=partial(Turns, 1))
+    # For large callbacks that are shown: to redact one takes long.
+    redactions: Turns = field(default_factory=partial(Turns, 1))
     role: Literal["web", "worker", "both"] = "web"  # What this process does: serve, work, or both.
     watching: asyncio.Task[None] | None = None  # Looks for other processes' outcomes.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 
     # Shards for which this process committed due work that no session of it took; a drive tries to
     # take them.
-    elsewhere: set[int] = field(default_factory=set)
+    missed_shards: set[int] = field(default_factory=set)
     inbox: Inbox = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Context(Struct, kw_only=True):
         is_here = self.database.hand_over(id_)
         # A session that only waits for requests to end takes nothing, and may end at any moment.
         if not is_here or self.inbox.lanes is None:
-            self.elsewhere.add(shard_of(id_))
+            self.missed_shards.add(shard_of(id_))
         return is_here
 
     @property

@@ -1,4 +1,4 @@
-"""The right to work on the database, which one process has, and its session."""
+"""The right to work: this process's shards (on SQLite: all or none), and the session beside it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -15,7 +15,7 @@ from service.store.database import Ownership
 from service.telemetry import log
 
 _log = log.get()
-AfterRest = Callable[[Collection[int]], Awaitable[None]]
+AfterEnd = Callable[[Collection[int]], Awaitable[None]]
 RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
 
 
@@ -55,28 +55,29 @@ class Right:
 
     @asynccontextmanager
     async def hold(
-        self, shards: Callable[[], Collection[int] | None], after_rest: AfterRest
+        self, shards: Callable[[], Collection[int] | None], after_end: AfterEnd
     ) -> AsyncIterator[Session | None]:
-        """Within, a tick or a drive works in a session; None if another process has the right.
+        """Within, a tick or a drive works in a session; None if no shard that it asks for is free.
 
-        `shards` is called once this process does nothing else; of the shards that it returns, the
-        free ones are taken. If it returns None, nothing is left to do.
-        Requests that are under way by the end go on; after them the session ends, and `after_rest`
+        `shards` is called when no other tick or drive works here any more; of the shards that it
+        returns, the free ones are taken. If it returns None, nothing is left to do.
+        Requests that are under way by the end go on; after them the session ends, and `after_end`
         is called with the shards that were given up.
         """
         async with self._lock:
             if not self.has_loops:
-                session = None if shards() is None else await self._begin(shards)
+                to_take = shards()
+                session = None if to_take is None else await self._begin(to_take)
                 try:
                     yield session
                 finally:
                     if session is not None:
-                        await self._end(after_rest)
+                        await self._end(after_end)
                 return
         yield self.session if self.ownership.is_held else None
 
     async def begin_loops(self) -> bool:
-        """Begin the session of the loops; False while another process has the right.
+        """Begin the session of the loops; False while no shard is free.
 
         A tick that works here ends first.
         """
@@ -96,7 +97,7 @@ class Right:
 
         New submissions of clients need none, and a busy process always has one under way.
         """
-        await self.submitter.settle_repeated()
+        await self.submitter.settle_from_rows()
         await self.poller.settle()
         await self.session.dispatcher.settle()
 
@@ -125,7 +126,7 @@ class Right:
             else:
                 await wait_for(self.stopping, RECORD_AGAIN_SECONDS)
 
-    async def _begin(self, shards: Callable[[], Collection[int] | None] | None) -> Session | None:
+    async def _begin(self, shards: Collection[int] | None) -> Session | None:
         """Take shards, or a worker's share, and go on in the last tick's session if it is open."""
         # Ticks of processes that know nothing of each other's polls take turns.
         is_in_turn = shards is not None and self.context.settings.worker == "off"
@@ -134,7 +135,7 @@ class Right:
                 await asyncio.wait([self.ending])
             self.ending = None
             was_held = self.ownership.is_held
-            if not await self.ownership.acquire(None if shards is None else shards()):
+            if not await self.ownership.acquire(shards):
                 return None
             if not was_held:
                 await self.session.close()  # A session that lost its right is still open.
@@ -149,17 +150,17 @@ class Right:
             raise
         return self.session
 
-    async def _end(self, after_rest: AfterRest | None) -> None:
+    async def _end(self, after_end: AfterEnd | None) -> None:
         """End the session, now or once the requests under way have ended."""
         self.session.pause()
-        in_flight = self.submitter.repeated or self.poller.in_flight or self.steps_under_way
+        in_flight = self.submitter.from_rows or self.poller.in_flight or self.steps_under_way
         is_settled = self.session.dispatcher.is_settled and not in_flight
         if is_settled and not self.session.debt_seconds():
             await self._close()
         else:
-            self.ending = asyncio.create_task(self._finish(after_rest), name="rest of a tick")
+            self.ending = asyncio.create_task(self._finish(after_end), name="rest of a tick")
 
-    async def _finish(self, after_rest: AfterRest | None) -> None:
+    async def _finish(self, after_end: AfterEnd | None) -> None:
         """Wait for the requests under way, then end the session.
 
         Whoever begins next has the lock, cancels the wait and goes on in the session. The end has
@@ -177,8 +178,8 @@ class Right:
         async with self._lock:
             shards = self.ownership.locked
             await self._close()
-        if after_rest is not None:
-            await after_rest(shards)
+        if after_end is not None:
+            await after_end(shards)
 
     async def _close(self) -> None:
         try:

@@ -30,7 +30,7 @@ class Rounds:
         self._look_at = 0.0  # When to look at the rows of all lanes, by the loop's clock.
         self._failed: set[Step] = set()
         signals = right.context.signals
-        self._ended = (signals.submit, signals.poll)
+        self._ends = (signals.submit, signals.poll)
 
     async def run(self, ends_at: float, requested: asyncio.Event) -> bool:
         """Repeat every step until no row is due, time is up, or requests wait for the next turn.
@@ -96,7 +96,7 @@ class Rounds:
         else:
             await self._try_step(self._session.follow_changes, now, ends_at)
         if not self._right.has_loops:  # Else the loops clear them.
-            for signal in self._ended:
+            for signal in self._ends:
                 signal.clear()
         due_times += [
             await self._try_step(step, now, ends_at)
@@ -104,10 +104,10 @@ class Rounds:
             if step not in self._failed
         ]
         is_settled = await self._settle(due_times, ends_at, requested)
-        # A drive does not wait for it: a client waits for the drive, and a tick comes later. It is
-        # read before what is due: what is held up no more by now is due then.
+        # Only a tick waits for what is held up: a client waits for a drive. It is read before what
+        # is due: what stops being held up in between then counts as due.
         held_up_seconds = self._held_up_seconds() if self._is_tick else None
-        is_due = self._is_due(due_times) or bool(self._right.submitter.repeated)
+        is_due = self._is_due(due_times) or bool(self._right.submitter.from_rows)
         return is_due, is_settled, held_up_seconds
 
     async def _try_step(self, step: Step, now: int, ends_at: float) -> int | None:
@@ -149,7 +149,7 @@ class Rounds:
         if not self._failed:  # Else it may be the dispatcher's step, which takes the timers.
             times.append(self._session.dispatcher.timers.next_at)  # Some were set meanwhile.
         now = self._right.context.clock()
-        has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ended)
+        has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ends)
         return has_ended or any(at is not None and at <= now for at in times)
 
     async def _wait(

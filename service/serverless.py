@@ -75,7 +75,7 @@ class Function:
         return answer
 
     async def _start(self) -> App:
-        """Return the service, which the first event starts. After a StorageError the next tries."""
+        """Return the service, which the first event starts; after an error the next one tries."""
         if self._app is None:
             app = App(self._settings)
             await app.start()

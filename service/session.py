@@ -64,13 +64,13 @@ class Session:
         self.dispatcher = Dispatcher(context, sender)
         self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempted_before = 0
-        self._is_counting = False
-        self.is_over = asyncio.Event()  # Set once the loops are to end: it wakes who backs off.
+        self._is_in_tick = False
+        self.loops_ending = asyncio.Event()  # Set once they are to end: it wakes who backs off.
         self._sweep = sweep
         self._is_cleaning = False
-        self._looked_at = 0
-        self._look_at: int | None = None  # When to look again; None: as soon as possible.
-        self._rest_until = 0  # Until then, no other process's commit causes a look.
+        self._last_look_at = 0
+        self._next_look_at: int | None = None  # When to look again; None: as soon as possible.
+        self._no_look_until = 0  # Until then, no other process's commit causes a look.
         self._shards = NONE  # Those of the last `_follow_shards`.
         self._lost = NONE  # Those lost since; they may have come back.
         self._requests = submitter.in_flight, poller.in_flight
@@ -94,10 +94,10 @@ class Session:
     def resume(self, *, is_in_turn: bool) -> None:
         """Receive deliveries that are committed from now on, and let attempts start.
 
-        The first `watch` finds the rows that are due already, while the loops run: with many lanes
-        it takes seconds. In the session of a tick, too: since its end nothing was received.
+        The rows that are due already are found by the first `watch`, while the loops run: with many
+        lanes it takes seconds. Also if a tick's session goes on: meanwhile it received nothing.
         """
-        self._look_at = None
+        self._next_look_at = None
         self._processes_alternate = is_in_turn
         self.ownership.busy, self.ownership.on_lost = self._busy, self._forget
         self.context.inbox.lanes = self.dispatcher
@@ -111,7 +111,7 @@ class Session:
 
     def end_loops(self) -> None:
         """Wake every loop, also those that back off: they end."""
-        self.is_over.set()
+        self.loops_ending.set()
         for _, signal in self.loops:
             signal.set()
 
@@ -123,14 +123,14 @@ class Session:
     async def look(self, now: int) -> int:
         """Find all lanes that have rows, and wake every loop; return when to look again."""
         self._follow_shards()
-        self._looked_at = self._look_at = now  # A look that fails stays due.
+        self._last_look_at = self._next_look_at = now  # A look that fails stays due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
         await self.follow_changes(now)
         lanes = await self.dispatcher.scan()
-        self._look_at = now + LOOK_EVERY_MS
-        self._rest_until = now + lanes * SECOND // LANES_PER_SECOND
-        return self._look_at
+        self._next_look_at = now + LOOK_EVERY_MS
+        self._no_look_until = now + lanes * SECOND // LANES_PER_SECOND
+        return self._next_look_at
 
     async def follow_changes(self, _now: int) -> None:
         """Let lanes read their subscribers again where any process has changed them."""
@@ -174,14 +174,14 @@ class Session:
         It asks for commits before it reads the rows: what is committed in between is seen next
         time. It reads changed subscribers each time, as the answer about commits may be late.
         """
-        if self._look_at is not None:
+        if self._next_look_at is not None:
             await self.follow_changes(now)
         # A tick may have looked since `now`; if its look is still to come, the clock was set back.
-        if self._follow_shards() or self.context.clock() < self._looked_at:
-            self._look_at = None
-        if await self.ownership.other_process_committed() and self._look_at is not None:
-            self._look_at = min(self._look_at, self._rest_until)
-        if self._look_at is None or now >= self._look_at:
+        if self._follow_shards() or self.context.clock() < self._last_look_at:
+            self._next_look_at = None
+        if await self.ownership.other_process_committed() and self._next_look_at is not None:
+            self._next_look_at = min(self._next_look_at, self._no_look_until)
+        if self._next_look_at is None or now >= self._next_look_at:
             await self.look(now)
         return now + int(WATCH_SECONDS * SECOND)
 
@@ -189,11 +189,11 @@ class Session:
         """Count the rows that are worked on from now on."""
         self._counts.clear()
         self._attempted_before = self.dispatcher.attempted
-        self._is_counting = True
+        self._is_in_tick = True
 
     def end_tick(self) -> dict[str, int]:
         """Return how many rows were worked on since the tick began."""
-        self._is_counting = False
+        self._is_in_tick = False
         return {**self._counts, "attempted": self.dispatcher.attempted - self._attempted_before}
 
     def _counted(
@@ -229,7 +229,7 @@ class Session:
         finally:
             self._is_cleaning = False
         self._counts["deleted"] += deleted
-        if self._is_counting:
+        if self._is_in_tick:
             return next_at
         ended_at = self.context.clock()
         pause_ms = max(CLEAN_PAUSES * (ended_at - now), CLEAN_PAUSE_MS_MIN)

@@ -40,10 +40,10 @@ def is_visible(value: str) -> bool:
 
 def _secret(value: str) -> str:
     _require(is_visible(value), "must be visible ASCII characters, without spaces or line ends")
-    return _long_text(value)
+    return _text_secret(value)
 
 
-def _long_text(value: str) -> str:
+def _text_secret(value: str) -> str:
     is_long = len(value) >= SECRET_CHARACTERS_MIN
     rule = f"must have at least {SECRET_CHARACTERS_MIN} characters, as it is cut out of all texts"
     _require(is_long, rule)
@@ -173,7 +173,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_url: Annotated[str, _upstream_url] = "https://apiin.one/api/v1"
     upstream_api_key: Annotated[str | None, _secret] = None
     upstream_signature: Annotated[str | None, _choice, *SIGNATURE_SCHEMES] = None
-    upstream_signature_secret: Annotated[str | None, _long_text] = None
+    upstream_signature_secret: Annotated[str | None, _text_secret] = None
     callback_trust: Annotated[Literal["confirm", "body"], _choice, "confirm", "body"] = "confirm"
     safety_poll_seconds: Annotated[float | None, _number, 0.05, 86_400] = None
     worker: Annotated[Literal["embedded", "off"], _choice, "embedded", "off"] = "embedded"
@@ -220,7 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """Every secret of SECRET_CHARACTERS_MIN: they are redacted in logs, rows and answers."""
+        """Every secret that is redacted in logs, rows and answers: it has SECRET_CHARACTERS_MIN."""
         keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
         passwords = _passwords(self.database_path) if self.is_postgres else ()
         # No parser refuses a short password. Cut out of all texts, `test` would break the URLs of

@@ -85,13 +85,13 @@ class Ticks:
             try:
                 has_time = True
                 while has_time:
-                    requests = await self._take_up()
+                    turn_ended = await self._take_up()
                     try:
-                        waiting = asyncio.Event() if requests is None else self._requested
+                        waiting = asyncio.Event() if turn_ended is None else self._requested
                         more = await rounds.run(ends_at, waiting)
                     finally:
-                        if requests is not None:
-                            requests.set()
+                        if turn_ended is not None:
+                            turn_ended.set()
                     # Requests that came meanwhile share its next turn.
                     has_time = waiting.is_set() and not rounds.is_over(ends_at)
                 await self._right.submitter.forget_placed()
@@ -208,12 +208,13 @@ class Ticks:
                 turn_ended = self._begin_turn()
                 if session is None:
                     return "refused"
-                held, more, rounds = NONE, False, Rounds(self._right, session, is_tick=False)
+                before, more, rounds = NONE, False, Rounds(self._right, session, is_tick=False)
                 while not more:
                     if missing := self._missing_shards():
                         await self._right.ownership.acquire(missing)
-                    if held == (held := self._right.ownership.shards):
-                        break  # Else its work may have made rows of others due.
+                    if (held := self._right.ownership.shards) == before:
+                        break  # Rows of shards that were added want another run.
+                    before = held
                     more = await rounds.run(self._drive_ends_at, self._requested)
                 self._held = self._right.ownership.locked
                 await self._right.submitter.forget_placed()
@@ -227,6 +228,6 @@ class Ticks:
 
     def _missing_shards(self) -> set[int]:
         """Return the shards that the drive needs and does not hold."""
-        self._shards |= self._right.context.elsewhere
-        self._right.context.elsewhere.clear()
+        self._shards |= self._right.context.missed_shards
+        self._right.context.missed_shards.clear()
         return self._shards - self._right.ownership.shards

@@ -1,6 +1,6 @@
-"""The worker: the loops that do due work, in the process that owns the database.
+"""The worker: the loops that do due work, in a process that holds shards (on SQLite: all or none).
 
-Other processes stand by and take over within a second of its death. Only this module sleeps.
+Processes that hold none stand by, and take over within a second of a worker's death.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ class Worker:
         return False
 
     async def _take_over(self) -> bool:
-        """Try to become the worker; False while another process is."""
+        """Try to become a worker; False while other processes hold every shard."""
         if not await self.right.begin_loops():
             return False
         try:
@@ -182,7 +182,7 @@ class Worker:
                 failures += 1
                 seconds = log_failure(step, error, failures)
                 # It waits for no signal, which would repeat a step that fails at once.
-                await _sleep(self.session.is_over, seconds)
+                await _sleep(self.session.loops_ending, seconds)
                 continue
             failures, seconds = 0, SLEEP_SECONDS_MAX
             if next_at is not None:
@@ -208,8 +208,8 @@ async def wait_for_all(
 ) -> list[asyncio.Task[Any]]:
     """Wait until `ends_at` of the loop's clock for what is under way; return what has not ended.
 
-    Again for the tasks that began meanwhile: a drive may leave the rest of its work to one, and
-    that rest may begin a drive.
+    Again for the tasks that began meanwhile: a drive may leave work under way to one that ends its
+    session, and that one may begin a drive.
     """
     waited: set[asyncio.Task[Any]] = set()
     while new := under_way() - waited:
@@ -221,5 +221,5 @@ async def wait_for_all(
 
 async def _sleep(signal: asyncio.Event, seconds: float) -> None:
     """Let others run; then sleep until the signal or the end of `seconds`."""
-    await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
+    await asyncio.sleep(0)  # noqa: TID251  every sleep of a loop
     await wait_for(signal, seconds)

@@ -46,7 +46,7 @@ async def get(call: Call) -> Answer:
     view_raw, size = partial(_raw_view, row, call.context.redactor), len(row["body"])
     if size <= SHOWN_ON_LOOP_BYTES:
         return answer({**_view(row), **view_raw()})
-    async with call.context.shown.turn(call.tenant, size):
+    async with call.context.redactions.turn(call.tenant, size):
         return answer({**_view(row), **await reading.read_for_client(view_raw)})
 
 

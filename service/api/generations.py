@@ -24,7 +24,7 @@ from service.api.problem import FieldError, Problem, conflict, refuse_fields
 from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import cancel as canceling
 from service.generations import submit
-from service.generations.send import Submission
+from service.generations.send import Submitted
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
 from service.model.generation import (
@@ -98,7 +98,7 @@ async def _create(call: Call, new: NewGeneration) -> Answer:
 
 
 async def _answer_submission(
-    call: Call, generation: Generation, submission: asyncio.Task[Submission] | None
+    call: Call, generation: Generation, submission: asyncio.Task[Submitted] | None
 ) -> Answer:
     if submission is None or _prefers_async(call):
         return answer(generation.view(), 202)

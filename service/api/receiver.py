@@ -40,7 +40,7 @@ _token_invalid = partial(Problem, 404, "token_invalid", "There is nothing at thi
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class Receiver:
+class CallbackReceiver:
     """A plain ASGI application for `POST /callbacks/{upstream}/{token}`.
 
     drive: given where no worker runs; does the work that a stored callback made due.

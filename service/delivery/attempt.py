@@ -22,7 +22,7 @@ from service.telemetry import log, metrics
 from service.telemetry.redact import Redactor
 
 _log = log.get()
-SECRET_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
+HEADER_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -86,8 +86,8 @@ async def attempt(
 ) -> Result:
     """Make one attempt and judge it, without storing it.
 
-    It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
-    error counts as a failed attempt instead.
+    Whatever goes wrong with the message or the sending counts as a failed attempt: a delivery that
+    cannot be sent would be due for ever. SenderClosed if the process stops meanwhile.
     """
     started_at, began = context.clock(), time.perf_counter()
     message = Message(due.body)
@@ -119,7 +119,7 @@ async def attempt(
     sent = _make_attempt(due, answer, started_at, seconds)
     _announce(sent, due, consequence.outcome, seconds)
     record = _make_record(recipient, sent, due, consequence, ended_at)
-    rest = _make_rest(recipient, sent, consequence.slow_until, ended_at)
+    rest = _make_rest(recipient, sent, consequence.rest_until, ended_at)
     return Result(due, recipient, message, record, consequence, ended_at, rest)
 
 
@@ -142,7 +142,7 @@ def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
     """Return a redactor of the headers' values, with and without their scheme (`Bearer …`)."""
     stripped = [value.strip() for value in headers.values()]  # As a receiver reads them.
     values = {part for value in stripped for part in (value, value.rpartition(" ")[2])}
-    secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
+    secrets = {value for value in values if len(value) >= HEADER_CHARACTERS_MIN}
     return Redactor(secrets) if secrets else None
 
 
@@ -197,6 +197,7 @@ def _make_record(
         due_at=consequence.due_at,
         delivered_at=now if consequence.status == "delivered" else None,
         attempt=attempt,
+        # The next attempt keeps to the rate by the stored time of this one.
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
 

@@ -103,7 +103,7 @@ class Dispatcher:
             lane.drop_recipient()
             if has_work:  # Else it is read once it has some.
                 lane.expect(now, now)
-                self._wake(lane, now)
+                self._pump_at(lane, now)
 
     # Called by the worker.
 
@@ -123,7 +123,7 @@ class Dispatcher:
         if is_soon or times.subscriber_id in self.lanes:
             lane = self._lane(times.subscriber_id)
             lane.expect(times.first_at, times.retry_at)
-            self._wake(lane, at)
+            self._pump_at(lane, at)
 
     async def run_due(self, now: int) -> int | None:
         """Start the attempts and records that are due by `now`; return when to call it next."""
@@ -180,7 +180,7 @@ class Dispatcher:
         soon_at = self.context.clock() + SOON_MS
         self.lanes = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
 
-    def _wake(self, lane: Lane, at: int) -> None:
+    def _pump_at(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
         self._set_timer(at, lane.subscriber_id)
 
@@ -222,12 +222,12 @@ class Dispatcher:
         if to_read:
             self._load(lane, now)
         if next_at != NEVER:
-            self._wake(lane, next_at)
+            self._pump_at(lane, next_at)
 
     def _load(self, lane: Lane, now: int) -> None:
         """Queue a read of the lane's subscriber or rows; a lane has one read at a time."""
         if now < lane.next_read_at:
-            self._wake(lane, lane.next_read_at)
+            self._pump_at(lane, lane.next_read_at)
         elif self.loads.add(lane):
             self._spawn(self.loads.run(self._after_read))
 
@@ -269,14 +269,14 @@ class Dispatcher:
     def _reuse_slot(self, lane: Lane, now: int) -> _Next | None:
         """Return the next attempt for the slot of one that ended; lanes that wait come first."""
         following: _Next | None = None
-        turn = lane.turn
+        started_count = lane.started_count
         while waiting := self.slots.next_waiting():
             following = following or self._take(waiting, now, has_slot=True)
             self._pump(waiting, now)
         if lane.share not in self.slots.waiting:
             following = following or self._take(lane, now)
             self._pump(lane, now)
-        elif lane.turn == turn:  # The lane still waits: the loop started none of its attempts.
+        elif lane.started_count == started_count:  # It still waits: the loop started none of its.
             self._look_ahead(lane, now)
         return following
 
@@ -288,7 +288,7 @@ class Dispatcher:
         in_flight = self.slots.held_in_window(result.due.id)
         lane.learn(result.record.attempt, result.ended_at, in_flight=in_flight)
         if lane.recipient is not None and lane.receiver.standing != standing:
-            self.slots.find_share(lane)
+            self.slots.update_share(lane)
 
     async def _record_again(self, lane: Lane, result: Result) -> None:
         if (now := await self._record(lane, result, self.context.clock())) is not None:
@@ -318,9 +318,9 @@ class Dispatcher:
             await self._put_off(lane, due)
         else:
             self.unrecorded.note_stored()
+            if result.rest is not None:
+                self.receivers.note_stored(result.rest)
             self._release(lane, due)
-        if result.rest is not None:
-            self.receivers.settle(result.rest)
         return self.context.clock()
 
     async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:
@@ -332,7 +332,7 @@ class Dispatcher:
     def _abandon(self, lane: Lane, due: DueDelivery) -> None:
         """Drop a delivery whose attempt was broken off: its row is still due, and is read again."""
         self._release(lane, due)
-        self._wake(lane, self._read_later(lane))
+        self._pump_at(lane, self._read_later(lane))
 
     def _read_later(self, lane: Lane) -> int:
         """Plan to read the lane's rows again after TROUBLE_RETRY_MS; return when."""

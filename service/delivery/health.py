@@ -17,9 +17,9 @@ from service.telemetry import log
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
 # The longest gap between two failures, added to the longest delay of the schedule, of which at most
-# a day counts. After a longer gap the days start anew: two failures are not days of failure.
+# a day counts, and to FAILED_EVERY_MS. After a longer gap the days start anew.
 FAILING_GAP_MS = DAY
-FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
+FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often: it may be so old.
 # Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
 NOTICES_MAX = 10_000
 NEVER_FAILED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}
@@ -62,7 +62,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     attempt, consequence, database = result.record, result.consequence, context.database
     tenant = attempt.tenant
     # A good answer to a manual retry ends the rest.
-    is_lifting = result.is_good_retry and lane.receiver.slow_until > now
+    is_lifting = result.is_good_retry and lane.receiver.rest_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= consequence.status == "delivered" and not attempt.ordered

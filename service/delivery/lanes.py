@@ -21,8 +21,10 @@ READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others w
 READY_BYTES_MAX = 8 * 1024 * 1024  # Of the bodies of one kind together.
 BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; above it, a lane reads one delivery at a time.
 REFILL_BELOW = READY_MAX // 4
-RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
-MANUAL_EVERY = 2  # While manual retries wait too, every second attempt that starts is one.
+RETRY_EVERY = 4  # While first attempts wait too, every fourth attempt that starts is a retry.
+# While first attempts wait too, every second attempt that starts is a manual retry; else these come
+# before other retries.
+MANUAL_EVERY = 2
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 NEVER = 2**63 - 1  # Later than any time.
 
@@ -75,7 +77,7 @@ class Lane(Struct, eq=False):
     generation_ids: set[str] = field(default_factory=set)
     read_again: set[str] = field(default_factory=set)  # Held ids whose rows may have changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
-    turn: int = 0  # How many attempts have started; it decides which kind is next.
+    started_count: int = 0  # Of attempts; it decides which kind is next.
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
     share: Share | None = None  # The lane's share of the slots, once it is looked up.
@@ -255,13 +257,13 @@ class Lane(Struct, eq=False):
         """
         until = math.ceil(self.next_send_at) if self.next_send_at > now else now
         if not self.manual_retries.deliveries:
-            until = max(until, self.receiver.slow_until)
+            until = max(until, self.receiver.rest_until)
         return until if until > now else None
 
     def next_backlog(self, now: int) -> Backlog | None:
         """Return the backlog that the next attempt comes from; None if none may start.
 
-        Retries cannot take every slot.
+        Retries cannot take every slot, unless there is only one.
         """
         cap = 1 if self.probing else self.window.size
         is_ready = self.waiting and self.is_open and self.next_send_at <= now
@@ -269,22 +271,22 @@ class Lane(Struct, eq=False):
             return None
         first, manual = self.first_attempts, self.manual_retries
         # A rest holds up all but manual retries.
-        is_resting = self.receiver.slow_until > now
+        is_resting = self.receiver.rest_until > now
         if not (is_resting or manual.deliveries or self.retries.deliveries):
             return first
         if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
             return first if first.deliveries and not is_resting else None
         has_first = bool(first.deliveries) and not is_resting
-        if manual.deliveries and not (has_first and self.turn % MANUAL_EVERY):
+        if manual.deliveries and not (has_first and self.started_count % MANUAL_EVERY):
             return manual
-        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
+        is_retry_turn = self.started_count % RETRY_EVERY == RETRY_EVERY - 1
         if self.retries.deliveries and not is_resting and (is_retry_turn or not has_first):
             return self.retries
         return first if has_first else None
 
     def pop(self, backlog: Backlog, now: int) -> DueDelivery:
         """Take the next delivery of the backlog, whose attempt starts now."""
-        self.turn += 1
+        self.started_count += 1
         self.in_flight += 1
         self.waiting -= 1
         self.sent_at = now

@@ -95,13 +95,13 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
         for backlog in lane.plan(context.clock())[0]:
             await _refill(context, lane, backlog)
         return
-    revision, turn = lane.revision, receivers.begin_read()
+    revision, version = lane.revision, receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
-    is_old = recipient is not None and receivers.is_old(recipient.subscriber.tenant, turn)
+    is_old = recipient is not None and receivers.is_old(recipient.subscriber.tenant, version)
     if is_old or lane.revision != revision:
         return  # Changed meanwhile: it is read again.
     if recipient is not None:
-        receiver = receivers.find(recipient.subscriber, recipient.rests, turn)
+        receiver = receivers.find(recipient.subscriber, recipient.rests, version)
         lane.set_recipient(recipient, receiver)
         return
     lane.drop_waiting()
@@ -153,8 +153,8 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
 def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
     """Return the first time at which a lane with work may go on that is held up for a moment.
 
-    By a rate or a rest, or since the database failed while the lane was read. Trouble of a lane
-    lasts: its work counts once it is due again, or whoever ticks until nothing is due never ends.
+    By a rate or a rest, or since the database failed while the lane was read. A lane in trouble is
+    not held up: whoever ticks until nothing is due or held up would never end.
     """
     times = (_held_up_until(lane, now) for lane in lanes)
     return min((at for at in times if at is not None), default=None)

@@ -30,33 +30,33 @@ async def send_test(
     stops meanwhile.
     """
     context = dispatcher.context
-    turn = dispatcher.receivers.begin_read()
+    version = dispatcher.receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
     if recipient is None:
         return None
-    if dispatcher.receivers.is_old(subscriber.tenant, turn):
+    if dispatcher.receivers.is_old(subscriber.tenant, version):
         return ASK_AGAIN_SECONDS
-    subscriber, lane = recipient.subscriber, Lane(subscriber.id)
-    receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
-    lane.set_recipient(recipient, receiver)
+    subscriber, test_lane = recipient.subscriber, Lane(subscriber.id)
+    receiver = dispatcher.receivers.find(subscriber, recipient.rests, version)
+    test_lane.set_recipient(recipient, receiver)
     tests, slots = dispatcher.tests, dispatcher.slots
     _refill(dispatcher, subscriber.id)  # So that the lane is in memory.
     # If another process is the worker, its attempts under way are not known here.
-    own, now = dispatcher.lanes.get(subscriber.id) or lane, context.clock()
-    early_ms = max(own.next_send_at, lane.next_send_at) - now
+    lane, now = dispatcher.lanes.get(subscriber.id) or test_lane, context.clock()
+    early_ms = max(lane.next_send_at, test_lane.next_send_at) - now
     tests_max = min(TESTS_MAX, subscriber.max_in_flight)
-    is_full = own.in_flight >= subscriber.max_in_flight or tests[subscriber.id] >= tests_max
-    if early_ms > 0 or is_full or not slots.are_free_for(lane):
+    is_full = lane.in_flight >= subscriber.max_in_flight or tests[subscriber.id] >= tests_max
+    if early_ms > 0 or is_full or not slots.are_free_for(test_lane):
         return max(ASK_AGAIN_SECONDS, math.ceil(early_ms / SECOND))
     test_id = new_id("dlv", now)
     tests[subscriber.id] += 1
-    slots.take(lane, test_id)
-    _enter(own, test_id, subscriber, now)
+    slots.take(test_lane, test_id)
+    _enter(lane, test_id, subscriber, now)
     try:
         return await _send(dispatcher, recipient)
     finally:
         slots.release(test_id)
-        _leave(dispatcher, own, test_id)
+        _leave(dispatcher, lane, test_id)
 
 
 def _enter(lane: Lane, test_id: str, subscriber: Subscriber, now: int) -> None:

@@ -15,8 +15,8 @@ from service.delivery.window import Window
 from service.model.clock import MINUTE
 from service.model.subscriber import Subscriber
 
-# A receiver's standing: its last attempt was answered with 2xx; it had no attempt yet, or one that
-# began later failed at its origin; or its last attempt failed.
+# A receiver's standing. PROVEN: its last attempt was answered with 2xx. UNTRIED: it had none, or is
+# doubted (`is_doubted`). FAILING: its last attempt failed.
 PROVEN, UNTRIED, FAILING = range(3)
 SHARED_REST_MAX_MS = MINUTE  # A longer rest holds up only the lane that got it.
 ANSWERED_MS = MINUTE  # If another receiver answered so lately, the origin does not throttle all.
@@ -65,9 +65,9 @@ class Receiver:
     """What all lanes to a receiver share. It lives as long as one of them."""
 
     __slots__ = (
-        *("__weakref__", "slow_until", "standing", "window", "origin", "narrower", "_wider"),
+        *("__weakref__", "rest_until", "standing", "window", "origin", "narrower", "_wider"),
         "_name",
-        *("_answered_at", "_latest_turn", "_stored_until", "_unstored"),
+        *("_answered_at", "_stored_version", "_stored_until", "_unstored"),
     )
 
     def __init__(
@@ -75,7 +75,7 @@ class Receiver:
     ) -> None:
         # Until when this receiver or the wider one rests. It is kept up to date here, since each
         # attempt reads it.
-        self.slow_until = 0
+        self.rest_until = 0
         self.standing = UNTRIED  # Used only of narrow receivers: their lanes have slots by it.
         self._answered_at = 0
         self.origin: Origin = Origin() if wider is None else wider.origin
@@ -87,10 +87,10 @@ class Receiver:
             self.narrower = WeakSet()
         elif wider.narrower is not None:
             wider.narrower.add(self)
-            self.slow_until = wider.slow_until
+            self.rest_until = wider.rest_until
         self._stored_until = 0
         self._unstored: set[Rest] = set()
-        self._latest_turn = 0  # The turn (see Receivers) in which the latest rest was stored.
+        self._stored_version = 0  # Of `Receivers`, when the latest rest was stored.
 
     # The standing. An origin that hangs fails all its lanes: one failed attempt is enough to doubt
     # its other receivers. Each is moved when its turn comes, as there may be thousands.
@@ -110,60 +110,61 @@ class Receiver:
 
     # The rest.
 
-    def set_stored(self, until: int, turn: int) -> None:
-        """Take over the end of the rest as a read found it that began at `turn`."""
-        is_older = self._latest_turn > turn
+    def set_stored(self, until: int, version: int) -> None:
+        """Take over the end of the rest that a read has found; the read began at `version`."""
+        is_older = self._stored_version > version
         self._stored_until = max(self._stored_until, until) if is_older else until
         self.spread()
 
     def note(self, rest: Rest) -> None:
         """Rest as an answer asked for, whatever is read before that rest is stored."""
-        self._unstored.add(rest)
+        # Some may never be stored; those that are over by now say nothing any more.
+        self._unstored = {rest, *(each for each in self._unstored if each.until > rest.since)}
         self.spread()
 
-    def settle(self, rest: Rest, turn: int) -> None:
-        """Note that a rest is stored since `turn`."""
+    def note_stored(self, rest: Rest, version: int) -> None:
+        """Note that a rest is stored since `version`."""
         self._unstored.discard(rest)
         self._stored_until = max(self._stored_until, rest.until)
-        self._latest_turn = turn
+        self._stored_version = version
         self.spread()
 
     def spread(self) -> None:
-        """Update `slow_until`, here and in the narrower receivers."""
-        wider_until = 0 if self._wider is None else self._wider.slow_until
+        """Update `rest_until`, here and in the narrower receivers."""
+        wider_until = 0 if self._wider is None else self._wider.rest_until
         until = max(wider_until, self._stored_until, *(rest.until for rest in self._unstored))
-        if until != self.slow_until:
-            self.slow_until = until
+        if until != self.rest_until:
+            self.rest_until = until
             for each in self.narrower or ():
                 each.spread()
 
 
 class Receivers:
-    """The receivers that lanes refer to at the moment; turns number the reads and the changes."""
+    """The receivers that lanes refer to at the moment; versions number reads and changes."""
 
     def __init__(self) -> None:
         self._receivers: WeakValueDictionary[tuple[str, str], Receiver] = WeakValueDictionary()
-        self._turns = itertools.count(1)
-        self._changed: dict[str, int] = {}  # By tenant: the turn of the last change to its lanes.
+        self._versions = itertools.count(1)
+        self._changed: dict[str, int] = {}  # By tenant: the version of its last change.
 
     def note_change(self, tenant: str) -> None:
         """Note that reads of the tenant's subscribers that began before are outdated."""
-        self._changed[tenant] = next(self._turns)
+        self._changed[tenant] = next(self._versions)
 
-    def is_old(self, tenant: str, turn: int) -> bool:
-        """True if a read of the tenant's subscribers that began at `turn` is outdated."""
-        return self._changed.get(tenant, 0) > turn
+    def is_old(self, tenant: str, version: int) -> bool:
+        """True if a read of the tenant's subscribers that began at `version` is outdated."""
+        return self._changed.get(tenant, 0) > version
 
     def begin_read(self) -> int:
-        """Return the turn of a read that begins now, which `find` and `is_old` take."""
-        return next(self._turns)
+        """Return the version of a read that begins now, which `find` and `is_old` take."""
+        return next(self._versions)
 
-    def find(self, subscriber: Subscriber, rests: Mapping[str, int], turn: int) -> Receiver:
-        """Return the narrow receiver; take over the `rests` of a read that began at `turn`."""
+    def find(self, subscriber: Subscriber, rests: Mapping[str, int], version: int) -> Receiver:
+        """Return the narrow receiver; take over the `rests` of a read that began at `version`."""
         receiver: Receiver | None = None
         for name, until in rests.items():
             receiver = self._find(subscriber, name, receiver)
-            receiver.set_stored(until, turn)
+            receiver.set_stored(until, version)
         assert receiver is not None
         return receiver
 
@@ -187,10 +188,10 @@ class Receivers:
             return rest
         return replace(rest, receiver=origin)
 
-    def settle(self, rest: Rest) -> None:
+    def note_stored(self, rest: Rest) -> None:
         """Note that the rest is stored."""
         if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
-            receiver.settle(rest, next(self._turns))
+            receiver.note_stored(rest, next(self._versions))
 
     def _find(self, subscriber: Subscriber, name: str, wider: Receiver | None) -> Receiver:
         key = subscriber.tenant, name

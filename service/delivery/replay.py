@@ -17,8 +17,8 @@ from service.telemetry import log
 _log = log.get()
 
 BATCH = 100  # Deliveries inserted in one transaction.
-WINDOW = 1_000  # Events examined in one transaction.
-COUNT_WINDOW = 5_000  # Events counted in one read, which blocks no writer.
+SPAN = 1_000  # Events examined in one transaction.
+COUNT_SPAN = 5_000  # Events counted in one read, which blocks no writer.
 UNTRIED_MAX = 1_000  # Deliveries of one replay without an attempt: new events queue behind them.
 UNTRIED_WAIT_MS = SECOND // 2
 INACTIVE_WAIT_MS = 5 * SECOND  # While the subscriber is paused.
@@ -43,17 +43,17 @@ async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay
     until_at = min(new.until_at, context.clock() + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new
-    while counted := await context.database.search(new.tenant, _count_window, examined, subscriber):
+    while counted := await context.database.search(new.tenant, _count_span, examined, subscriber):
         examined = counted
     return replace(new, total=examined.total)
 
 
-async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
-    """Return the replay with the next window's matches in its total; None after the last one."""
-    end = await replays.window_end(tx, replay, COUNT_WINDOW)
+async def _count_span(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
+    """Return the replay with the next span's matches in its total; None after the last one."""
+    end = await replays.span_end(tx, replay, COUNT_SPAN)
     if end is None:
         return None
-    matches = await replays.matching_seqs(tx, replay, subscriber, end, COUNT_WINDOW)
+    matches = await replays.matching_seqs(tx, replay, subscriber, end, COUNT_SPAN)
     return replace(replay, cursor=end, total=replay.total + len(matches))
 
 
@@ -71,7 +71,10 @@ async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refu
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
-    """Stop the replay, which is locked, and cancel its pending deliveries."""
+    """Stop the replay, which is locked, and cancel pending deliveries: a batch, and later the rest.
+
+    `_run_batch` cancels those that are left.
+    """
     canceled = await rows.update(tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now)
     await deliveries.cancel_replayed(tx, replay.id)
     await subscribers.bump_revision(tx, replay.tenant, replay.subscriber_id)
@@ -137,7 +140,7 @@ async def _deliver(
     """Insert the next deliveries of a replay and move its cursor; return their number."""
     rate = replay.rate_per_second
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
-    end = await replays.window_end(tx, replay, WINDOW)
+    end = await replays.span_end(tx, replay, SPAN)
     if end is None:
         await rows.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0

@@ -19,9 +19,9 @@ _RETRY_AFTER_LENGTH_MAX = 64
 _RETRY_SPREAD = 0.1
 _RETRY_SPREAD_MIN_MS = clock.SECOND
 
-_THROTTLED = frozenset({429, 502, 503, 504})
-SLOW_LANE_MIN_MS = clock.SECOND
-SLOW_LANE_MAX_MS = clock.MINUTE // 2
+_ASKS_FOR_REST = frozenset({429, 502, 503, 504})
+REST_MIN_MS = clock.SECOND
+REST_MAX_MS = clock.MINUTE // 2
 
 
 class Consequence(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Consequence(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str  # The delivery's status from now on.
     due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
-    slow_until: int | None = None  # The lane rests until then: the answer asked for it.
+    rest_until: int | None = None  # The lane rests until then: the answer asked for it.
     disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
     @property
@@ -68,25 +68,25 @@ def decide(
     is_last = planned_at is None if is_manual else attempt_number >= len(schedule_seconds)
     delay_ms = schedule_seconds[min(attempt_number, len(schedule_seconds) - 1)] * clock.SECOND
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
-    slow_until = _rest_until(status_code, delay_ms, requested_ms, now)
+    rest_until = _rest_until(status_code, delay_ms, requested_ms, now)
     if instruction == "abort-message" or is_last:  # Its other deliveries rest all the same.
-        return Consequence(status="dead", slow_until=slow_until)
+        return Consequence(status="dead", rest_until=rest_until)
     # Short delays need jitter most: deliveries that failed together would come back together.
     floor_ms = max(delay_ms, requested_ms or 0)
     spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
     due_at = now + floor_ms + int(spread_ms * jitter)
     if planned_at is not None:
         due_at = max(planned_at, now + requested_ms) if requested_ms else planned_at
-    return Consequence(status="pending", due_at=due_at, slow_until=slow_until)
+    return Consequence(status="pending", due_at=due_at, rest_until=rest_until)
 
 
 def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: int) -> int | None:
-    if status_code not in _THROTTLED:
+    if status_code not in _ASKS_FOR_REST:
         return None
     # One 503 is too little to stop a lane for long, unless the receiver asks for it: the delay of a
     # delivery says how long that delivery has failed, not when the receiver will be well again.
-    slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
-    return now + max(slow_ms, SLOW_LANE_MIN_MS)
+    rest_ms = min(delay_ms, REST_MAX_MS) if requested_ms is None else requested_ms
+    return now + max(rest_ms, REST_MIN_MS)
 
 
 def parse_retry_after(value: str | None, now: int) -> int | None:

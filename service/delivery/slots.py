@@ -34,8 +34,8 @@ class Slots:
         self.waiting: dict[Share, Lane] = {}
         # Shares whose entries may be outdated, each once: only `next_waiting` needs entries, and
         # most lanes take a slot, wait and free one again in between.
-        self._moved: dict[Share, None] = {}
-        self._turn = 0
+        self._outdated: dict[Share, None] = {}
+        self._sequence = 0
 
     @property
     def in_use(self) -> int:
@@ -46,7 +46,7 @@ class Slots:
         """True if the lane may start another attempt."""
         share = lane.share
         if share is None or lane.receiver.is_doubted():
-            share = self.find_share(lane)
+            share = self.update_share(lane)
         return self._is_free_for(share)
 
     def _is_free_for(self, share: Share) -> bool:
@@ -57,7 +57,7 @@ class Slots:
 
     def take(self, lane: Lane, delivery_id: str) -> None:
         """Take a slot for an attempt of the lane."""
-        share = lane.share or self.find_share(lane)
+        share = lane.share or self.update_share(lane)
         self._taken[delivery_id] = share
         self._hold(share, 1)
 
@@ -74,34 +74,34 @@ class Slots:
 
     def wait(self, lane: Lane) -> None:
         """Queue the lane until enough slots are free for it, its receiver and its tenant."""
-        share = lane.share or self.find_share(lane)
+        share = lane.share or self.update_share(lane)
         self.waiting[share] = lane
         if _is_placed(share, 0):  # It took again the slot that it freed.
-            self._moved.pop(share, None)
+            self._outdated.pop(share, None)
         else:
-            self._moved[share] = None
+            self._outdated[share] = None
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
-        if not (self.waiting or self._moved) or not self.free:
+        if not (self.waiting or self._outdated) or not self.free:
             return None
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
             if lane.share is not share:
                 # It was dropped or read again since: what it then holds waits anew.
                 del self.waiting[share]
-                self._moved[share] = None
+                self._outdated[share] = None
             elif lane.receiver.is_doubted():
-                self.find_share(lane)  # It waits on, among untried receivers.
+                self.update_share(lane)  # It waits on, among untried receivers.
             else:
-                if share not in self._moved:
+                if share not in self._outdated:
                     self._end_turn(share)
                 return self.waiting.pop(share)
         return None
 
     def _end_turn(self, share: Share) -> None:
         """Have the share and its parents queue at the end if they wait again."""
-        self._moved[share] = None
+        self._outdated[share] = None
         each: Share | None = share
         while each is not None:
             each.entry, each = None, each.parent
@@ -111,11 +111,11 @@ class Slots:
         if len(self.waiting) == 1:  # It needs no place among others.
             [alone] = self.waiting
             return alone if self._is_free_for(alone) else None
-        if len(self._moved) == 1:
-            [moved] = self._moved
+        if len(self._outdated) == 1:
+            [moved] = self._outdated
             if self._is_still_first(moved):
                 return moved
-        self._place_moved()
+        self._place_outdated()
         share, first = self._root, _first_of(self._root)
         if first is None or first[0] >= self.free:
             return None
@@ -142,28 +142,28 @@ class Slots:
             each = parent
         return needed < self.free
 
-    def find_share(self, lane: Lane) -> Share:
+    def update_share(self, lane: Lane) -> Share:
         """Return the lane's share, moved with its slots to the part of its receiver's standing."""
         assert lane.recipient is not None
         if lane.receiver.is_doubted():
             lane.receiver.standing = UNTRIED
         subscriber, origin = lane.recipient.subscriber, lane.recipient.target.origin
         path, name = [subscriber.tenant], origin
-        part = self._part(self._root, TENANT_WEIGHT, *path)
+        part = self._share_at(self._root, TENANT_WEIGHT, *path)
         for each, weight in PARTS[: lane.receiver.standing]:
             path.append(each)
-            part = self._part(part, weight, *path)
+            part = self._share_at(part, weight, *path)
         if lane.receiver.standing == FAILING:
             part.reserve = self.count // FAILING_SHARE
         if subscriber.is_notify:  # Those of an origin have one window and one standing.
             path, name = [subscriber.tenant], f"notify {origin}"
-        receiver = self._part(part, RECEIVER_WEIGHT, *path, name)
+        receiver = self._share_at(part, RECEIVER_WEIGHT, *path, name)
         if subscriber.is_notify:
             receiver.window = lane.window
-        lane.share = self._part(receiver, LANE_WEIGHT, subscriber.tenant, name, subscriber.id)
+        lane.share = self._share_at(receiver, LANE_WEIGHT, subscriber.tenant, name, subscriber.id)
         return lane.share
 
-    def _part(self, parent: Share, weight: int, *key: str) -> Share:
+    def _share_at(self, parent: Share, weight: int, *key: str) -> Share:
         share = self._shares.get(key)
         if share is None:
             share = self._shares[key] = Share(parent, weight)
@@ -178,7 +178,7 @@ class Slots:
         self._hold(share, -held)
         share.parent, share.entry = parent, None
         self._hold(share, held)
-        self._moved[old] = None
+        self._outdated[old] = None
 
     def _hold(self, share: Share, change: int) -> None:
         self.free -= change
@@ -187,15 +187,15 @@ class Slots:
             each.held += change
             each = each.parent
         if self.waiting:  # Else no share needs an entry.
-            self._moved[share] = None
+            self._outdated[share] = None
 
-    def _place_moved(self) -> None:
+    def _place_outdated(self) -> None:
         """Give new entries to the shares that moved, then to their parents, level by level.
 
         A share is placed once for all of its parts that moved at one level, and again for those
         that are deeper.
         """
-        shares, self._moved = self._moved, {}  # The first that moved has the first turn.
+        shares, self._outdated = self._outdated, {}  # The first that moved has the first turn.
         while shares:
             parents: dict[Share, None] = {}
             for share in shares:
@@ -216,8 +216,8 @@ class Slots:
             needed = max(needed, first[0])
         entry = share.entry
         if entry is None or entry[0] != needed or entry[1] != held:
-            self._turn += 1
-            share.entry = (needed, held, self._turn, share)
+            self._sequence += 1
+            share.entry = (needed, held, self._sequence, share)
             heappush(parent.queue, share.entry)
             parent.pushes_left -= 1
             if not parent.pushes_left:

@@ -9,8 +9,8 @@ OUTDATED_MIN = 1_000  # Besides one for each name: more outdated entries are dro
 class Timers:
     """One time for each name, the earliest that was set; the empty name keeps all of its times.
 
-    A heap, in which entries stay that an earlier one has replaced: a lane that rests for a day is
-    looked at each minute, and each look would leave one until the rest ends.
+    In the heap, entries that were replaced stay until there are many: a lane that rests for a day
+    would add one each minute.
     """
 
     def __init__(self) -> None:

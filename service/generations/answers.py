@@ -97,8 +97,8 @@ async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int
     await generations.delay_confirmation(tx, generation_id, due_at)
 
 
-async def plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Plan no poll of a generation without a task id: only another callback can name its task.
+async def drop_plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
+    """Drop the planned poll of a generation without a task id: only a callback can name its task.
 
     If no callback came, a client asked for the poll: a submission that waits goes on waiting.
     """
@@ -111,9 +111,9 @@ async def plan_without_task(tx: Transaction, context: Context, generation_id: st
         # A callback came, but it names no task that can be polled. Upstream may have a task, so the
         # submission is not repeated.
         changes["submit_at"] = None
-    answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
+    due_ids = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
     await generations.update(tx, [(generation, replace(generation, **changes))])
-    await generations.delete_confirmations(tx, answered)
+    await generations.delete_confirmations(tx, due_ids)
     tx.after_commit(context.signals.deadline.set)
 
 

@@ -45,10 +45,14 @@ class Budget:
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
-        refill = max(now - self.updated_at, 0) * self.rate / 1_000
-        self.tokens = min(self.capacity, self.tokens + refill)
-        self.updated_at = now
+        self.refill(now)
         return 0 if self.is_paused(now) else max(0, int(self.tokens))
+
+    def refill(self, now: int) -> None:
+        """Add the tokens of the time since the last call."""
+        passed_ms = max(now - self.updated_at, 0)
+        self.tokens = min(self.capacity, self.tokens + passed_ms * self.rate / 1_000)
+        self.updated_at = now
 
     def is_paused(self, now: int) -> bool:
         """Whether upstream asked for no requests at `now`."""
@@ -56,7 +60,7 @@ class Budget:
 
     def take_share(self, share: float, now: int) -> None:
         """Keep to a share of the whole rate: other processes have the rest."""
-        self.available(now)
+        self.refill(now)
         self.rate = self._whole_rate * share
         self.capacity = max(1.0, self.rate)
         self.tokens = min(self.tokens, self.capacity)
@@ -84,12 +88,12 @@ class Budget:
 
         Each process leaves one token to the next one: its turn ends only once `debt_seconds` is 0.
         """
-        self.available(now)
+        self.refill(now)
         self.tokens = min(self.tokens, 1.0)
 
     def debt_seconds(self, now: int) -> float:
         """Return for how long a turn has to go on until it leaves one token."""
-        self.available(now)
+        self.refill(now)
         return max(0.0, 1.0 - self.tokens) / self.rate
 
     def pause(self, until: int, now: int) -> None:
@@ -99,8 +103,8 @@ class Budget:
             self._probe_at = dict.fromkeys(self._probe_at, now + PROBE_MS)
         self._paused_until = max(self._paused_until, until)
 
-    def concerns_all(self, generation_id: str, answer: wire.Answer) -> bool:
-        """Whether an answer throttles all requests to upstream.
+    def note_answer(self, generation_id: str, answer: wire.Answer) -> bool:
+        """Note an answer; return whether it throttles all requests to upstream.
 
         The HTTP status 429 does. A body's code may be about its task alone: it takes the codes of
         two generations, and no report about another one in between.
@@ -130,7 +134,7 @@ class Budget:
 
     def is_full(self, now: int) -> bool:
         """Whether no token is missing."""
-        self.available(now)
+        self.refill(now)
         return self.tokens >= self.capacity
 
     @property
@@ -145,7 +149,7 @@ def is_pause(until: int, now: int, max_ms: int) -> bool:
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:
-    """Return the route at which upstream is asked about a generation."""
+    """Return the path at which upstream is asked about a generation."""
     model = models.get(generation.model)
     return model.status_path if model else STATUS_PATH
 
@@ -168,9 +172,9 @@ async def store_pause(tx: Transaction, context: Context, pause_ms: int) -> None:
     await generations.put_pause(tx, tx.now + pause_ms, latest)
 
 
-def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:
-    """Return for how long an answer pauses all requests to upstream."""
-    is_general = shared.concerns_all(generation_id, answer)
+def pause_after(context: Context, budget: Budget, generation_id: str, answer: wire.Answer) -> int:
+    """Note an answer; return for how long it pauses all requests to upstream, in milliseconds."""
+    is_general = budget.note_answer(generation_id, answer)
     return wait_ms(context, answer, context.clock()) if is_general else 0
 
 

@@ -63,9 +63,9 @@ async def move_on_or_pass(context: Context, stuck: Stuck, generation: Generation
 
 
 async def expire(tx: Transaction, context: Context, id_: str) -> None:
-    """Time out a generation that is past its deadline and cannot be asked about.
+    """Time out a generation past its deadline without a task id; with one, make its poll due.
 
-    It has no planned poll, and no callback waits for its confirmation.
+    Only if it has no planned poll, and no callback waits for its confirmation.
     """
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     generation = batch.generations.get(id_)

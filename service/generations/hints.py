@@ -13,9 +13,9 @@ from service.store import callbacks, generations, tasks
 from service.store.database import Transaction
 from service.upstream import reading, wire
 
-ABSENT_MAX = 6  # A hint about a task that upstream does not know is given up after so many 404s.
-# The task route of many services lags behind their callbacks. If a callback says that the task
-# ended and the route does not, upstream is polled so long after the callback: 1, 2, 4, … s apart.
+ABSENT_MAX = 6  # A hint is given up after so many polls in a row that found no such task.
+# The status path of many services lags behind their callbacks. If a callback says that the task
+# ended and the path does not, upstream is polled so long after the callback: 1, 2, 4, … s apart.
 LAG_MS = tuple(seconds * SECOND for seconds in (1, 3, 7, 15, 30, 60))
 
 
@@ -49,9 +49,9 @@ async def _ask_again_at(
     """Return when to poll about a hint again; None: it is used up."""
     generation = batch.generations[reply.exchange.generation_id]
     if isinstance(reply.answer, wire.NoReport):
-        return _repeat_at(context, generation, reply.answer, tx.now)
+        return await _repeat_at(tx, context, generation, reply.answer)
     if judge.awaits_files(reply.answer):
-        return None  # The task route does not lag. The next polls are planned.
+        return None  # The status path does not lag. The next polls are planned.
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None
@@ -71,13 +71,17 @@ async def _ask_again_at(
     return schedule.next_poll_without_callback(context, generation, tx.now)
 
 
-def _repeat_at(
-    context: Context, generation: Generation, answer: wire.NoReport, now: int
+async def _repeat_at(
+    tx: Transaction, context: Context, generation: Generation, answer: wire.NoReport
 ) -> int | None:
     """Return when to repeat a poll that got no answer about the task; None: never."""
-    is_unknown = answer.outcome == "absent" and generation.trouble_count >= ABSENT_MAX
-    if is_unknown or now > generation.deadline_at + CALLBACK_GRACE_MS:
+    now = tx.now
+    if now > generation.deadline_at + CALLBACK_GRACE_MS:
         return None
+    if answer.outcome == "absent":
+        outcomes = await generations.latest_poll_outcomes(tx, generation.id, ABSENT_MAX)
+        if outcomes == ["absent"] * ABSENT_MAX:
+            return None
     wait_ms = budget.wait_ms(context, answer, now)
     if answer.outcome == "throttled":
         return now + wait_ms

@@ -1,4 +1,4 @@
-"""Apply what upstream reports to generations. Callbacks, polls and create answers all go here."""
+"""Apply what upstream reports to generations, in callbacks and in answers to requests."""
 
 import time
 from collections import Counter

@@ -13,10 +13,10 @@ from service.generations.ingest import Batch, Reply
 from service.generations.sightings import (
     DECLINED_ANSWERS,
     DECLINED_SPAN_MS,
-    FILES_ANSWERS,
-    FILES_SPAN_MS,
-    LINK_ANSWERS,
-    LINK_MS,
+    NO_FILES_ANSWERS,
+    NO_FILES_MS,
+    UNKNOWN_WORD_ANSWERS,
+    UNKNOWN_WORD_SPAN_MS,
     Sightings,
 )
 from service.model.generation import Generation
@@ -147,11 +147,11 @@ async def judge(
         return await _judge_decline(context, sightings, generation, reply, answer)
     now = reply.exchange.at
     if reply.task_id in answer.task_ids:
-        route = budget.status_path(context.catalogue, generation)
-        sightings.routes.note_answer(route, generation.id, now)
+        path = budget.status_path(context.catalogue, generation)
+        sightings.paths.note_answer(path, generation.id, now)
     others = answer.other_ids(reply.task_id)
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
-    if is_of_another and not await _is_alias(context, sightings, generation, reply, others[0]):
+    if is_of_another and not await _learn_alias(context, sightings, generation, reply, others[0]):
         return await _other_task(context, reply, others[0])
     may_end = answer.state != "processing" or answer.possible is not None
     if others and may_end:
@@ -242,26 +242,26 @@ async def _judge_decline(
 ) -> Reply:
     """Return a failure if upstream refused the same poll again and again; else the reply as it is.
 
-    The refusals are about the task only if upstream answered about another task on the same route
-    meanwhile; else the route is in trouble.
+    The refusals are about the task only if upstream answered about another task on the same status
+    path meanwhile; else that path is in trouble.
     """
-    now, routes = reply.exchange.at, sightings.routes
+    now, paths = reply.exchange.at, sightings.paths
     if answer.code is None:
         return reply
     content = json_text(["declined", answer.code, answer.message])
     sighting = sightings.note(generation.id, content, now)
     if sighting.count < DECLINED_ANSWERS or now - sighting.first_at < DECLINED_SPAN_MS:
         return reply
-    route = budget.status_path(context.catalogue, generation)
-    if routes.answered_another(route, generation.id, sighting.first_at):
+    path = budget.status_path(context.catalogue, generation)
+    if paths.answered_another(path, generation.id, sighting.first_at):
         code, message = answer.code, answer.message
         failure = wire.Report("failed", reply.task_id, error_code=code, error_message=message)
         return await _with(context, reply, failure)
-    if route not in routes.troubled:
-        routes.troubled.add(route)
+    if path not in paths.troubled:
+        paths.troubled.add(path)
         metrics.troubled_routes.add(1)
         message = ingest.excerpt(context, answer.message or "")
-        _log.warning("upstream.route_declines", route=route, code=answer.code, message=message)
+        _log.warning("upstream.route_declines", route=path, code=answer.code, message=message)
     return reply
 
 
@@ -275,7 +275,7 @@ async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 
-async def _is_alias(
+async def _learn_alias(
     context: Context, sightings: Sightings, generation: Generation, reply: Reply, other_id: str
 ) -> bool:
     """Whether an id is another name of this generation's task; learn it when it comes often.
@@ -292,7 +292,7 @@ async def _is_alias(
         if is_name is False:
             await database.write(tasks.revoke_name, other_id, tenant=generation.tenant)
         return False
-    if is_name is None and sightings.is_alias(id_, own, other_id, reply.exchange.at):
+    if is_name is None and sightings.note_alias(id_, own, other_id, reply.exchange.at):
         await database.write(tasks.learn_name, other_id, id_, tenant=generation.tenant)
         is_name = await database.read(tasks.is_name, other_id, id_, own)
     return bool(is_name)
@@ -309,13 +309,13 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
     """Whether the answers so far prove the possible outcome of this one."""
     assert answer.possible is not None
     files = answer.possible.files
-    is_final = awaits_files(answer)
+    is_done = awaits_files(answer)
     # The URLs of a task that is done do not count: signed URLs differ in each answer.
-    content = json_text([answer.word, None if is_final else [file.url for file in files]])
+    content = json_text([answer.word, None if is_done else [file.url for file in files]])
     sighting = sightings.note(generation.id, content, now)
     span_ms = now - sighting.first_at
-    if is_final:
+    if is_done:
         # It is done and paid for. Some services attach the files a moment later.
         is_late = now >= generation.deadline_at
-        return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_MS[-1])
-    return sighting.count >= FILES_ANSWERS and span_ms >= FILES_SPAN_MS
+        return is_late or (sighting.count >= NO_FILES_ANSWERS and span_ms >= NO_FILES_MS[-1])
+    return sighting.count >= UNKNOWN_WORD_ANSWERS and span_ms >= UNKNOWN_WORD_SPAN_MS

@@ -1,4 +1,4 @@
-"""Places for requests to upstream under way: bounded, and shared by tenants and routes."""
+"""Places for requests to upstream under way: bounded, and shared by tenants and status paths."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Places:
 
 
 class Unplaced:
-    """The shards in which generations found no place, until none is due there that gets one.
+    """The shards with generations that found no place, until none of them is due any more.
 
     They are kept by tenant, each with its latest generation.
     """
@@ -86,45 +86,45 @@ class Unplaced:
             self._ids.pop(tenant, None)
 
 
-class RoutePlaces:
-    """Places for polls. A route may hang, so it gets half of them, which its tenants share."""
+class PathPlaces:
+    """Places for polls. A status path may hang, so it gets half of them, for its tenants."""
 
     def __init__(self, size: int) -> None:
         self.all = Places(size)
-        self._by_route = defaultdict[str, Places](lambda: Places(size // 2))  # As few as routes.
+        self._by_path = defaultdict[str, Places](lambda: Places(size // 2))  # As few as paths.
 
-    def take(self, route: str, tenant: str) -> bool:
-        """Take a place for a poll at a route; False if the tenant or the route has none."""
-        of_route = self._by_route[route]
-        return of_route.has_room(tenant) and self.all.take(tenant) and of_route.take(tenant)
+    def take(self, path: str, tenant: str) -> bool:
+        """Take a place for a poll at a status path; False if the tenant or the path has none."""
+        of_path = self._by_path[path]
+        return of_path.has_room(tenant) and self.all.take(tenant) and of_path.take(tenant)
 
-    def give_back(self, route: str, tenant: str) -> None:
-        """Give the place back that was taken for a poll at a route."""
+    def give_back(self, path: str, tenant: str) -> None:
+        """Give the place back that was taken for a poll at a status path."""
         self.all.give_back(tenant)
-        self._by_route[route].give_back(tenant)
+        self._by_path[path].give_back(tenant)
 
     def full(self) -> list[tuple[str, str]]:
-        """Return each (route, tenant) that gets no further place; the tenant "" is every one."""
+        """Return each (path, tenant) that gets no further place; the tenant "" is every one."""
         return [
-            (route, tenant)
-            for route, places in self._by_route.items()
+            (path, tenant)
+            for path, places in self._by_path.items()
             for tenant in (places.full() if places.free else [""])
         ]
 
 
-def full_questions(
-    places: RoutePlaces, load: Callable[[], Mapping[str, Model]]
+def full_models(
+    places: PathPlaces, load: Callable[[], Mapping[str, Model]]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the models with a route of their own, and each "model tenant" without a further place.
+    """Return the models with a status path of their own, and each "model tenant" that is full.
 
-    Without a tenant it is every one. Without a model it is each model of the usual route: those
-    that are not in the catalogue cannot be listed.
+    Full: it gets no further place. Without a tenant it is every one. Without a model it is each
+    model of the usual status path: those that are not in the catalogue cannot be listed.
     """
     full = places.full()
     if not full:
         return (), ()  # So it is at the start, which loading the catalogue would delay.
     apart = {id_: m.status_path for id_, m in load().items() if m.status_path != STATUS_PATH}
-    by_route: dict[str, list[str]] = {STATUS_PATH: [""]}
+    by_path: dict[str, list[str]] = {STATUS_PATH: [""]}
     for id_, path in apart.items():
-        by_route.setdefault(path, []).append(id_)
-    return [*apart], [f"{model} {tenant}" for route, tenant in full for model in by_route[route]]
+        by_path.setdefault(path, []).append(id_)
+    return [*apart], [f"{model} {tenant}" for path, tenant in full for model in by_path[path]]

@@ -13,15 +13,15 @@ from service.generations import answers, budget, deadlines, hints, ingest, judge
 from service.generations.answers import Answers
 from service.generations.budget import Budget
 from service.generations.ingest import Reply
-from service.generations.places import RoutePlaces, full_questions
+from service.generations.places import PathPlaces, full_models
 from service.generations.refreshes import Refreshes
-from service.generations.shared import Key, Question, Questions
+from service.generations.shared import Key, SharedPoll, SharedPolls
 from service.generations.sightings import Sightings
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations, questions
+from service.store import generations, poll_rate
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -42,8 +42,8 @@ class Turns(msgspec.Struct):
     confirmed: str = ""
     polled: str = ""
 
-    def end(self, tenant: str, *, is_confirmation: bool) -> None:
-        """Note that a poll of the tenant was started."""
+    def note_started(self, tenant: str, *, is_confirmation: bool) -> None:
+        """Give the turn to the tenants behind this one, of which a poll was started."""
         if is_confirmation:
             self.confirmed = tenant
         else:
@@ -56,16 +56,16 @@ class Poller:
     `submitting` has the ids of the generations that this process is submitting.
     """
 
-    def __init__(self, context: Context, shared: Budget, submitting: Container[str]) -> None:
+    def __init__(self, context: Context, budget_: Budget, submitting: Container[str]) -> None:
         self.context = context
-        self.budget = shared
+        self.budget = budget_
         self._submitting = submitting
         self._began_at = context.clock()  # Processes that submitted before have ended.
-        self.refreshes = Refreshes(shared.rate, IN_FLIGHT_MAX)
+        self.refreshes = Refreshes(budget_.rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
-        self.places = RoutePlaces(IN_FLIGHT_MAX)
+        self.places = PathPlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
-        self._questions = Questions()
+        self._shared = SharedPolls()
         self.retry_at: int | None = None  # When to poll again what could not be stored.
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self._hints_first = True
@@ -105,7 +105,7 @@ class Poller:
         chosen = self._in_order(confirmations, polls, free)
         allowed = missing = free
         if self.budget.is_shared:
-            missing = self._questions.missing({*map(self._key, chosen)})
+            missing = self._shared.missing({*map(self._key, chosen)})
             allowed = await self._reserve(min(free, missing))
         started = self._start_due(chosen, allowed, {generation.id for generation in confirmations})
         for sharer in sharers:
@@ -122,7 +122,7 @@ class Poller:
 
     def _choose(self, most: int, now: int) -> generations.Choice:
         """Return which due polls to read: up to `most` that could start now."""
-        apart, full = full_questions(self.places, lambda: self.context.catalogue)
+        apart, full = full_models(self.places, lambda: self.context.catalogue)
         return generations.Choice(
             limit=most,
             tenants=self.places.all.full(),
@@ -135,13 +135,13 @@ class Poller:
         """Take up to `count` polls from the rate that all processes share; return how many."""
         if not count:
             return 0
-        count = await self.context.database.write(questions.take, count, self.budget.rate)
+        count = await self.context.database.write(poll_rate.take, count, self.budget.rate)
         if not count:
             self.budget.tokens = 0.0  # It is tried again once the next token is here.
         return count
 
     def _start_due(
-        self, chosen: Sequence[Generation], most: int, confirmed: AbstractSet[str]
+        self, chosen: Sequence[Generation], most: int, confirmation_ids: AbstractSet[str]
     ) -> int:
         """Start up to `most` of the chosen polls; return how many."""
         started = 0
@@ -152,7 +152,8 @@ class Poller:
                 continue  # Another process has its shard since it was read.
             if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
-                self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
+                is_confirmation = generation.id in confirmation_ids
+                self._turns.note_started(generation.tenant, is_confirmation=is_confirmation)
                 started += 1
         return started
 
@@ -189,10 +190,10 @@ class Poller:
         last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
         if (last_poll_at is not None and now - last_poll_at < SECOND) or now < (self.retry_at or 0):
             return None
-        if (shared := self._follow(generation)) is not None:
-            return shared
+        if (followed := self._follow(generation)) is not None:
+            return followed
         self.budget.note(paused_until, now)
-        self.budget.available(now)  # Fills it up.
+        self.budget.refill(now)
         if refreshes.rate != self.budget.rate:  # Other processes have come or gone.
             refreshes.keep_to(self.budget.rate)
         has_share = refreshes.has_share(generation.tenant, now)
@@ -218,14 +219,14 @@ class Poller:
         return self.budget.is_unused and now < self._unused_until
 
     def _start(self, generation: Generation, *, is_due: bool) -> asyncio.Task[None] | None:
-        """Poll one generation now, unless its tenant or its route has no place."""
+        """Poll one generation now, unless its tenant or its status path has no place."""
         id_, key = generation.id, self._key(generation)
         if id_ in self.in_flight or not self.places.take(key[0], generation.tenant):
             return None
-        question = self._questions.open(key, generation, is_due=is_due)
-        poll = self._guard(generation, self._ask(question))
-        task = asyncio.create_task(poll, name=f"poll {id_}")
-        task.add_done_callback(lambda _task: self._end(question))
+        poll = self._shared.open(key, generation, is_due=is_due)
+        asking = self._guard(generation, self._ask(poll))
+        task = asyncio.create_task(asking, name=f"poll {id_}")
+        task.add_done_callback(lambda _task: self._end(poll))
         self.in_flight[id_] = task
         return task
 
@@ -241,10 +242,10 @@ class Poller:
         id_ = generation.id
         if id_ in self.in_flight or not self.context.database.holds(id_):
             return None
-        question = self._questions.join(self._key(generation), generation)
-        if question is None:
+        poll = self._shared.join(self._key(generation), generation)
+        if poll is None:
             return None
-        task = self.in_flight[id_] = self.in_flight[question.leader.id]
+        task = self.in_flight[id_] = self.in_flight[poll.leader.id]
         return task
 
     def _answer_due_at(self, generation: Generation, now: int) -> int | None:
@@ -260,11 +261,11 @@ class Poller:
         due_at = generation.created_at + timeout_ms
         return due_at if due_at > now else None
 
-    def _end(self, question: Question) -> None:
-        self._questions.close(question)
-        for generation in (question.leader, *question.followers):
+    def _end(self, poll: SharedPoll) -> None:
+        self._shared.close(poll)
+        for generation in (poll.leader, *poll.followers):
             self.in_flight.pop(generation.id, None)
-        self.places.give_back(question.key[0], question.leader.tenant)
+        self.places.give_back(poll.key[0], poll.leader.tenant)
         self.context.signals.poll.set()
 
     async def settle(self) -> None:
@@ -284,8 +285,8 @@ class Poller:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
 
-    async def _ask(self, question: Question) -> None:
-        generation = question.leader
+    async def _ask(self, poll: SharedPoll) -> None:
+        generation = poll.leader
         context, write, tenant = self.context, self.context.database.write, generation.tenant
         task_id = generation.task_id
         if task_id is None:
@@ -294,25 +295,25 @@ class Poller:
                 return
             task_id = await hints.task_id_of_callbacks(context, generation)
         if task_id is None:
-            await write(answers.plan_without_task, context, generation.id, tenant=tenant)
+            await write(answers.drop_plan_without_task, context, generation.id, tenant=tenant)
             return
         # Ids are opaque: they are encoded, so that they change no path.
         encoded_id = quote(task_id, safe="")
-        path = question.key[0].format(task_id=encoded_id)
+        path = poll.key[0].format(task_id=encoded_id)
         reply = await ingest.ask(
             context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
-        self._questions.close(question)  # A generation that is due from now on gets its own poll.
+        self._shared.close(poll)  # A generation that is due from now on gets its own poll.
         now, replies = context.clock(), [(generation, reply)]
-        replies += [(each, question.reply_for(each, reply, now)) for each in question.followers]
-        records = (self._guard(each, self._record(each, own, question)) for each, own in replies)
+        replies += [(each, poll.reply_for(each, reply, now)) for each in poll.followers]
+        records = (self._guard(each, self._record(each, own, poll)) for each, own in replies)
         await asyncio.gather(*records)
 
-    async def _record(self, generation: Generation, reply: Reply, question: Question) -> None:
+    async def _record(self, generation: Generation, reply: Reply, poll: SharedPoll) -> None:
         """Judge and record an answer for the generation that was polled, or for a follower."""
         context, tenant = self.context, generation.tenant
-        follows = generation is not question.leader
-        is_due = follows or question.is_due
+        follows = generation is not poll.leader
+        is_due = follows or poll.is_due
         if is_due and not context.database.holds(generation.id):
             return  # This process was frozen or lost the shard: the one that has it now polls.
         reply = await judge.judge(context, self.sightings, generation, reply)
@@ -321,7 +322,7 @@ class Poller:
             await write(reply)
             self.stuck.forget(generation.id)
             return
-        if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
+        if pause_ms := budget.pause_after(context, self.budget, generation.id, reply.answer):
             self.budget.pause((now := context.clock()) + pause_ms, now)
             reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
         await write(reply)

@@ -127,8 +127,8 @@ def _apply(tx: Transaction, batch: ingest.Batch, generation: Generation, reading
 
 
 def _needs_task(report: wire.Report, generation: Generation) -> bool:
-    """Whether the answer to the submission is late or lost: no poll is planned.
+    """Whether only a confirmation would ask about the task that this callback names.
 
-    A confirmation can use the task id of this callback.
+    No poll is planned while the answer to the submission is late or lost.
     """
     return report.state == "processing" and generation.next_poll_at is None

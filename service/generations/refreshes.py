@@ -42,5 +42,5 @@ class Refreshes:
         own = used.setdefault(tenant, Budget(self.rate / TENANT_SHARE))
         self._by_tenant = used
         for budget in (self._all, own):
-            budget.available(now)
+            budget.refill(now)
             budget.spend()

@@ -65,7 +65,7 @@ def _next_safety_poll(context: Context, generation: Generation, polls: int, now:
 
 def _first_safety_ms(context: Context, generation: Generation) -> int:
     if context.settings.safety_poll_seconds is not None:
-        return round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
+        return round(context.settings.safety_poll_seconds * clock.SECOND)
     model = context.catalogue.get(generation.model)
     p95_seconds = model.seconds[1] if model else _UNKNOWN_SECONDS[1]
     return max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)

@@ -18,15 +18,15 @@ from service.upstream import wire
 _log = log.get()
 
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
-Submission = tuple[Generation, int | None]
+Submitted = tuple[Generation, int | None]
 
 
 async def send(
     context: Context, shared: budget.Budget, generation: Generation, path: str, body: dict[str, Any]
-) -> Submission:
+) -> Submitted:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
-    pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
+    pause_ms = budget.pause_after(context, shared, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
         after = await _store(context, generation, reply)

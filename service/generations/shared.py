@@ -1,4 +1,4 @@
-"""Questions: of the generations that share a task, one is polled (the leader), and others follow.
+"""Shared polls: of the generations that share a task, one is polled (the leader), others follow.
 
 They are only in memory: a follower of a poll whose answer is never recorded is still due.
 """
@@ -10,10 +10,10 @@ from service.generations.ingest import Reply
 from service.model.generation import OPEN, Generation
 from service.store.generations import SHARERS_MAX
 
-Key = tuple[str, str]  # The route and the task. Without a task it is the generation's id.
+Key = tuple[str, str]  # The status path and the task. Without a task it is the generation's id.
 
 
-class Question(msgspec.Struct, eq=False):
+class SharedPoll(msgspec.Struct, eq=False):
     """A poll under way: the generation that is polled, and those that share its task."""
 
     key: Key
@@ -32,37 +32,37 @@ class Question(msgspec.Struct, eq=False):
         return replace(reply, exchange=exchange, is_planned=is_planned)
 
 
-class Questions:
+class SharedPolls:
     """The polls that wait for their answers."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Key, Question] = {}
+        self._by_key: dict[Key, SharedPoll] = {}
 
     def missing(self, keys: set[Key]) -> int:
         """Return for how many of these keys no poll is under way that others may still follow."""
         return len({key for key in keys if not self._may_join(key)})
 
     def _may_join(self, key: Key) -> bool:
-        question = self._by_key.get(key)
-        return question is not None and len(question.followers) < SHARERS_MAX
+        poll = self._by_key.get(key)
+        return poll is not None and len(poll.followers) < SHARERS_MAX
 
-    def open(self, key: Key, leader: Generation, *, is_due: bool) -> Question:
+    def open(self, key: Key, leader: Generation, *, is_due: bool) -> SharedPoll:
         """Begin a poll that other generations may follow."""
-        question = self._by_key[key] = Question(key, leader, is_due)
-        return question
+        poll = self._by_key[key] = SharedPoll(key, leader, is_due)
+        return poll
 
-    def join(self, key: Key, generation: Generation) -> Question | None:
+    def join(self, key: Key, generation: Generation) -> SharedPoll | None:
         """Let a generation follow the poll that is under way about its task, if there is one.
 
         Its input equals the leader's, which it shares: that is in memory once.
         """
         if not self._may_join(key):
             return None
-        question = self._by_key[key]
-        question.followers.append(replace(generation, input=question.leader.input))
-        return question
+        poll = self._by_key[key]
+        poll.followers.append(replace(generation, input=poll.leader.input))
+        return poll
 
-    def close(self, question: Question) -> None:
+    def close(self, poll: SharedPoll) -> None:
         """Let no generation follow it any more: its answer has come, or none will."""
-        if self._by_key.get(question.key) is question:
-            del self._by_key[question.key]
+        if self._by_key.get(poll.key) is poll:
+            del self._by_key[poll.key]

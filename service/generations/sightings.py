@@ -11,14 +11,14 @@ import msgspec
 from service.model.clock import SECOND
 
 SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
-FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
-FILES_ANSWERS = 3  # in so many answers, before they count as the result.
+UNKNOWN_WORD_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
+UNKNOWN_WORD_ANSWERS = 3  # in so many answers, before they count as the result.
 # The files of a task that is said to be done may come a moment later. It is polled again so long
 # after the first such answer, and not by the plan of polls, whose next one may be a second away.
-LINK_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
-LINK_ANSWERS = 1 + len(LINK_MS)
+NO_FILES_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
+NO_FILES_ANSWERS = 1 + len(NO_FILES_MS)
 DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
-DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the route.
+DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the path.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
 
 
@@ -30,28 +30,28 @@ class Sighting(msgspec.Struct):
     first_at: int
 
 
-class Routes:
-    """Which tasks each route last answered about, and the routes that decline all polls.
+class Paths:
+    """Which tasks each status path last answered about, and those that decline all polls.
 
-    There are as many routes as the catalogue has.
+    There are as many as the catalogue has.
     """
 
     def __init__(self) -> None:
         self.troubled: set[str] = set()
         self._answered_at: dict[str, dict[str, int]] = {}  # By generation, of the latest two.
 
-    def note_answer(self, route: str, generation_id: str, now: int) -> None:
+    def note_answer(self, path: str, generation_id: str, now: int) -> None:
         """Note that upstream answered about a generation's task, and named it."""
-        self.troubled.discard(route)
-        answered_at = self._answered_at.setdefault(route, {})
+        self.troubled.discard(path)
+        answered_at = self._answered_at.setdefault(path, {})
         answered_at.pop(generation_id, None)
         answered_at[generation_id] = now
         if len(answered_at) > 2:
             del answered_at[next(iter(answered_at))]
 
-    def answered_another(self, route: str, generation_id: str, since: int) -> bool:
-        """Whether upstream answered about another generation's task on the route since then."""
-        others = self._answered_at.get(route, {}).items()
+    def answered_another(self, path: str, generation_id: str, since: int) -> bool:
+        """Whether upstream answered about another generation's task on the path since then."""
+        others = self._answered_at.get(path, {}).items()
         return any(id_ != generation_id and at >= since for id_, at in others)
 
 
@@ -59,7 +59,7 @@ class Sightings:
     """The latest sighting of each generation, and which task each other id was met for."""
 
     def __init__(self) -> None:
-        self.routes = Routes()
+        self.paths = Paths()
         self._by_generation: OrderedDict[str, Sighting] = OrderedDict()
         self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several tasks.
 
@@ -75,11 +75,11 @@ class Sightings:
             self._by_generation.popitem(last=False)
         return sighting
 
-    def is_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
+    def note_alias(self, generation_id: str, task_id: str, other_id: str, now: int) -> bool:
         """Count an answer that names another task; return whether that id is an alias of this task.
 
-        Resellers show the id of the service behind them. An id that is met as a second task is
-        polled is never a name of either. Generations that share a task meet it as the same one.
+        Resellers show the id of the service behind them. An id that polls of two different tasks
+        return is a name of neither. Generations that share a task meet it as the same one.
         """
         met_by = self._met_by.setdefault(other_id, task_id)
         self._met_by.move_to_end(other_id)
@@ -93,7 +93,7 @@ class Sightings:
     def files_due_at(self, generation_id: str, now: int) -> int | None:
         """Return when to poll again about a task that is said to be done and has no files."""
         sighting = self._by_generation.get(generation_id)
-        times = [sighting.first_at + after_ms for after_ms in LINK_MS] if sighting else []
+        times = [sighting.first_at + after_ms for after_ms in NO_FILES_MS] if sighting else []
         return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:

@@ -15,7 +15,7 @@ from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch
 from service.generations.places import Places, Unplaced
 from service.generations.request import request_of
-from service.generations.send import Submission, send
+from service.generations.send import Submitted, send
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageError
@@ -31,8 +31,8 @@ _log = log.get()
 # Submissions under way. The client has as many connections, so that none waits for one. A
 # generation that finds no place waits as a row, and takes no memory.
 PLACES = 64
-# A stored generation, and its submission unless it found no place.
-Accepted = tuple[Generation, asyncio.Task[Submission] | None]
+# A stored generation, and its submission; None if it found no place or came during a pause.
+Accepted = tuple[Generation, asyncio.Task[Submitted] | None]
 Store = Callable[[bool], Awaitable[Generation]]  # Its argument: whether there is a place.
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Submitter:
         self._last_tenant = ""  # The tenant behind it has the next turn.
         self.unplaced = Unplaced()
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
-        self.repeated: set[asyncio.Task[Submission]] = set()
+        self.from_rows: set[asyncio.Task[Submitted]] = set()
 
     async def accept(self, tenant: str, generation_id: str, store: Store) -> Accepted:
         """Store a new generation and begin to submit it, even if the client hangs up.
@@ -145,13 +145,13 @@ class Submitter:
         if self.in_flight.get(id_) is task:
             del self.in_flight[id_]
 
-    def _submit(self, generation: Generation) -> asyncio.Task[Submission]:
+    def _submit(self, generation: Generation) -> asyncio.Task[Submitted]:
         """Submit a generation that is stored as `sending`, and for which a place was taken."""
         task = self._begin(generation.id, self._send(generation))
         task.add_done_callback(partial(self._end_submission, generation))
         return task
 
-    async def _send(self, generation: Generation) -> Submission:
+    async def _send(self, generation: Generation) -> Submitted:
         try:
             request = request_of(self.context, generation)
         except Exception as error:  # noqa: BLE001  nothing left: it is tried again later
@@ -163,8 +163,8 @@ class Submitter:
             return generation, None
         return await send(self.context, self.budget, generation, *request)
 
-    def _end_submission(self, generation: Generation, task: asyncio.Task[Submission]) -> None:
-        self.repeated.discard(task)
+    def _end_submission(self, generation: Generation, task: asyncio.Task[Submitted]) -> None:
+        self.from_rows.discard(task)
         self._give_back(generation.tenant)
         if not task.cancelled() and (error := task.exception()):
             # The row stays `sending`: upstream may have a task, so it is never sent again.
@@ -174,7 +174,7 @@ class Submitter:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
         # For the next drive. A tick or a loop looks at all shards.
-        self.context.elsewhere.update(self.unplaced.shards_with_room(self.places))
+        self.context.missed_shards.update(self.unplaced.shards_with_room(self.places))
 
     async def _mark(
         self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
@@ -196,7 +196,7 @@ class Submitter:
         await asyncio.shield(write(_put_back, self.context, ids, tenant=tenant))
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
-        """Repeat due submissions that were put off; return how many, and the next due time."""
+        """Start due submissions that wait in their rows; return how many, and the next due time."""
         places = self.places
         if places.free <= 0:
             return 0, None  # The next place that is given back sets the signal.
@@ -225,7 +225,7 @@ class Submitter:
             for generation in chosen:
                 if generation.id not in claimed:
                     self._give_back(generation.tenant)
-        self.repeated |= {self._submit(generation) for generation in claimed.values()}
+        self.from_rows |= {self._submit(generation) for generation in claimed.values()}
         return len(claimed), now
 
     async def has_due(self) -> bool:
@@ -263,7 +263,8 @@ class Submitter:
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.
 
-        A write that gave up before its commit would leave rows that are `sending` and never sent.
+        A write that gives up may be committed all the same, and would leave rows that are `sending`
+        and that nobody sends.
         """
         write = self.context.database.write_always
         try:
@@ -280,10 +281,10 @@ class Submitter:
                 self.stuck.put(id_, now, error)
         return claimed
 
-    async def settle_repeated(self) -> None:
+    async def settle_from_rows(self) -> None:
         """Wait for the submissions that `run_due` started; cancelling the wait cancels none."""
-        if self.repeated:
-            await asyncio.wait(self.repeated)
+        if self.from_rows:
+            await asyncio.wait(self.from_rows)
 
     async def settle(self) -> None:
         """Wait for every submission under way; cancelling the wait cancels none."""
@@ -320,9 +321,9 @@ async def _read_due(
 async def _next_due(
     tx: Transaction, full: Sequence[str], without: Sequence[str]
 ) -> tuple[int | None, int | None, int]:
-    """Return when the next submission is due, and of other tenants than the full ones; the pause.
+    """Return when the next submission is due, and the next one of a tenant that is not `full`.
 
-    The pause is that of upstream, until when.
+    And until when upstream has paused us.
     """
     due_at = await generations.next_due(tx, "submit", (), without)
     of_others = await generations.next_due(tx, "submit", full, without) if full else due_at

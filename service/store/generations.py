@@ -61,7 +61,7 @@ class Choice(msgspec.Struct, frozen=True):
     limit: int
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
-    apart: Sequence[str] = ()  # This and `full` are the lists of `places.full_questions`.
+    apart: Sequence[str] = ()  # This and `full` are the lists of `places.full_models`.
     full: Sequence[str] = ()
     # Filled by the read: the errors of rows that cannot be decoded, as after damage or from a later
     # version of genhook, by id. They are not returned.
@@ -235,6 +235,11 @@ async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, E
         return {}
     rows = await tx.all("exchanges_latest", ids=json_text(sorted(ids)))
     return {row["generation_id"]: Exchange(**row) for row in rows}
+
+
+async def latest_poll_outcomes(tx: Transaction, id_: str, limit: int) -> list[str]:
+    """Return the outcomes of the generation's latest polls, at most `limit`."""
+    return [row["outcome"] for row in await tx.all("polls_latest", id=id_, limit=limit)]
 
 
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:

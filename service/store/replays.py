@@ -51,7 +51,7 @@ async def _seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     return seq_before, await rows.read_number(tx, "replay_last_seq") or 0
 
 
-async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
+async def span_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
     """Return the last seq of the tenant's next `limit` events; None if the replay is done."""
     until_id = first_id("evt", replay.until_at + SKEW_MS)
     values = {"tenant": replay.tenant, "cursor": replay.cursor, "last_seq": replay.last_seq}

@@ -97,7 +97,7 @@ def test_every_second_is_one_that_a_person_asked_for_where_first_attempts_wait()
 
 def test_a_rest_lets_only_what_a_person_asked_for_leave() -> None:
     lane = lane_of()
-    lane.receiver.slow_until = START + 1
+    lane.receiver.rest_until = START + 1
     lane.hold(due(1))
     lane.hold(due(2, attempt_count=1, trigger="manual"))
     lane.hold(due(3, attempt_count=1, trigger="manual"))

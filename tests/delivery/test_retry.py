@@ -43,8 +43,8 @@ def answered(status_code: int, **headers: str) -> Answer:
 DEAD = Consequence(status="dead")
 
 
-def retried(due_at: int, slow_until: int | None = None) -> Consequence:
-    return Consequence(status="pending", due_at=due_at, slow_until=slow_until)
+def retried(due_at: int, rest_until: int | None = None) -> Consequence:
+    return Consequence(status="pending", due_at=due_at, rest_until=rest_until)
 
 
 def due_at(consequence: Consequence) -> int:
@@ -96,7 +96,7 @@ def test_a_subscriber_may_ask_for_no_more_in_a_header(
     status_code: int, value: str, consequence: Consequence
 ) -> None:
     decided = decide(answered(status_code, webhook_delivery=value))
-    assert msgspec.structs.replace(decided, slow_until=None) == consequence
+    assert msgspec.structs.replace(decided, rest_until=None) == consequence
 
 
 @pytest.mark.parametrize("value", ["", "continue", "abort", "disable, abort-message"])
@@ -118,7 +118,7 @@ def test_a_rest_is_heeded_though_the_delivery_has_no_further_attempt(
 ) -> None:
     number = 1 if headers else 10
     consequence = decide(answered(429, retry_after="60", **headers), number)
-    assert (consequence.status, consequence.slow_until) == ("dead", NOW + 60 * SECOND)
+    assert (consequence.status, consequence.rest_until) == ("dead", NOW + 60 * SECOND)
 
 
 def test_a_schedule_of_one_entry_means_one_attempt() -> None:
@@ -158,9 +158,9 @@ def test_a_throttled_subscriber_goes_to_the_slow_lane(status_code: int) -> None:
         ({}, 9, MINUTE // 2),
     ):
         consequence = decide(Answer(status_code, tuple(headers.items()), b""), number)
-        assert consequence.slow_until == NOW + slow_ms
+        assert consequence.rest_until == NOW + slow_ms
     short = decide(answered(status_code), 1, schedule_seconds=(0, 0))
-    assert short.slow_until == NOW + SECOND
+    assert short.rest_until == NOW + SECOND
 
 
 headers = st.dictionaries(
@@ -199,8 +199,8 @@ def test_no_retry_is_earlier_than_its_delay_or_later_than_its_bounds(
         return
     delay_ms = schedule_seconds[attempt_number] * SECOND
     assert delay_ms <= due_at(consequence) - now < max(delay_ms, DAY) * 1.1 + SECOND
-    if consequence.slow_until is not None:
-        assert SECOND <= consequence.slow_until - now <= DAY
+    if consequence.rest_until is not None:
+        assert SECOND <= consequence.rest_until - now <= DAY
 
 
 @relaxed

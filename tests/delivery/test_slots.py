@@ -164,7 +164,7 @@ def test_a_lane_whose_receiver_answers_waits_no_longer_for_those_that_do_not() -
     slots.wait(lane)
     assert slots.next_waiting() is None
     lane.receiver.standing = PROVEN
-    slots.find_share(lane)
+    slots.update_share(lane)
     assert slots.next_waiting() is lane
     assert slots.next_waiting() is None
     release(slots, lane)
@@ -181,7 +181,7 @@ def test_notify_urls_of_one_receiver_change_their_standing_together() -> None:
     slots.wait(second)
     assert slots.next_waiting() is None
     receiver.standing = PROVEN
-    slots.find_share(first)
+    slots.update_share(first)
     assert slots.next_waiting() is second
 
 
@@ -197,7 +197,7 @@ def test_a_lane_counts_as_new_from_when_another_at_its_origin_fails_until_it_ans
     assert not slots.are_free_for(lane)
     lane.receiver.standing = PROVEN
     lane.receiver.note_answer(START)  # Even if the clock went back.
-    slots.find_share(lane)
+    slots.update_share(lane)
     assert slots.are_free_for(lane)
 
 
@@ -368,7 +368,7 @@ def test_who_frees_a_slot_and_is_the_next_has_it_again_in_its_old_place() -> Non
         slots.wait(lane)
         assert slots.next_waiting() is None
         assert (lane.share.entry, lane.share.parent.entry) == places
-    assert slots._moved == {}
+    assert slots._outdated == {}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -391,7 +391,7 @@ def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level
             slots.take(*held[-1])
         elif act == "stand":
             lane.receiver.standing = dice.choice((PROVEN, UNTRIED, FAILING))
-            slots.find_share(lane)
+            slots.update_share(lane)
             check_held(slots, held)
         elif held:
             slots.release(held.pop(dice.randrange(len(held)))[1])

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from service.app import App
 from service.generations.budget import Budget
 from service.model.errors import StorageError
 from service.session import Session
-from service.store import questions
+from service.store import poll_rate
 from service.store.postgres import notices
 from service.store.shards import shard_of
 from tests.harness import (
@@ -87,6 +87,26 @@ async def test_a_callback_that_is_too_large_is_asked_about_before_its_answer(
         world.upstream.finish("task1")
         assert (await world.call_back(content=b"x" * 2_000)).status_code == 413
         assert world.subscribers.event_types() == ["generation.succeeded"]
+
+
+async def test_what_is_served_while_a_turn_begins_does_not_make_it_take_all_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rested(_: Collection[int]) -> None:
+        pass
+
+    async with driven(tmp_path) as world:
+        right, wanted = world.app.worker.right, [None, {7}]
+        taken: list[Collection[int] | None] = []
+
+        async def acquire(shards: Collection[int] | None = None) -> bool:
+            taken.append(shards)
+            return False
+
+        monkeypatch.setattr(right.ownership, "acquire", acquire)
+        async with right.hold(wanted.pop, rested) as session:
+            assert session is None
+        assert taken == [{7}]
 
 
 async def test_nothing_is_driven_where_another_process_works(tmp_path: Path) -> None:
@@ -498,7 +518,7 @@ async def test_processes_that_take_turns_at_once_ask_no_more_than_the_rate_allow
     tmp_path: Path,
 ) -> None:
     async with driven(tmp_path) as world:
-        taken = [await world.app.database.write(questions.take, 5, 50.0) for _ in range(3)]
+        taken = [await world.app.database.write(poll_rate.take, 5, 50.0) for _ in range(3)]
         assert taken[0] == 1, "there is no more than one at once"
         assert sum(taken) <= 3
 
@@ -507,13 +527,13 @@ async def test_processes_that_take_turns_at_once_ask_no_more_than_the_rate_allow
 async def test_the_rate_of_turns_goes_on_with_the_time(tmp_path: Path, rate: float) -> None:
     async with opened(tmp_path) as world:
         write = world.app.database.write
-        assert await write(questions.take, 5, rate) == 1
+        assert await write(poll_rate.take, 5, rate) == 1
         world.clock.advance(0.4 / rate)
-        assert await write(questions.take, 5, rate) == 0
+        assert await write(poll_rate.take, 5, rate) == 0
         world.clock.advance(0.7 / rate)
-        assert await write(questions.take, 5, rate) == 1
+        assert await write(poll_rate.take, 5, rate) == 1
         world.clock.advance(3_600)
-        assert await write(questions.take, 5, rate) == 1, "what was not used is not kept"
-        assert await write(questions.take, 5, 10_000.0) == 0
+        assert await write(poll_rate.take, 5, rate) == 1, "what was not used is not kept"
+        assert await write(poll_rate.take, 5, 10_000.0) == 0
         world.clock.advance(3_600)
-        assert await write(questions.take, 5, 10_000.0) == 5
+        assert await write(poll_rate.take, 5, 10_000.0) == 5

@@ -177,12 +177,12 @@ async def test_a_large_callback_is_shown_in_turn_by_a_thread_that_reads_nothing_
             assert (await world.call_back(content=body)).status_code == 200
         small, shown = [each["id"] for each in (await world.get("/v1/callbacks"))["data"]]
         monkeypatch.setattr(turns, "TURN_SECONDS", 0)
-        async with world.app.context.shown.turn("another"):
+        async with world.app.context.redactions.turn("another"):
             late = await world.client.get(f"/v1/callbacks/{shown}")
             assert (late.status_code, late.json()["code"]) == (503, "storage_unavailable")
             assert (await world.get(f"/v1/callbacks/{small}"))["body"] == bodies[1].decode()
         assert (await world.get(f"/v1/callbacks/{shown}"))["body"] == bodies[0].decode()
-        monkeypatch.setattr(world.app.context.shown, "_held_bytes", Counter(another=100 << 20))
+        monkeypatch.setattr(world.app.context.redactions, "_held_bytes", Counter(another=100 << 20))
         assert (await world.client.get(f"/v1/callbacks/{shown}")).status_code == 503
     own = threading.current_thread().name.split("_")[0]
     assert [threads[len(body)] for body in bodies] == ["reading for clients", own]

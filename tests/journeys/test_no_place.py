@@ -49,7 +49,7 @@ async def test_shards_are_remembered_until_nothing_in_them_waits_for_a_place(
     async with without_places(tmp_path, 3) as world:
         submitter, worker = world.app.worker.submitter, world.app.worker
         before = submitter.unplaced.ids()
-        worker.context.elsewhere.update(ALL)
+        worker.context.missed_shards.update(ALL)
         await worker.drive("gen_1")  # It finds them, and no place.
         await driving(world.app)
         assert submitter.unplaced.ids() == before != []
@@ -57,7 +57,7 @@ async def test_shards_are_remembered_until_nothing_in_them_waits_for_a_place(
         await other.start(worker=False)
         assert (await other.worker.tick(60)).submitted == 3
         await other.stop()
-        worker.context.elsewhere.update(ALL)
+        worker.context.missed_shards.update(ALL)
         await worker.drive("gen_1")
         await driving(world.app)
         assert not submitter.unplaced, "no later drive takes them"
@@ -94,17 +94,18 @@ async def test_a_place_that_is_given_back_brings_no_drive_for_tenants_without_ro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with driven(tmp_path) as world:
-        submitter, elsewhere = world.app.worker.submitter, world.app.worker.context.elsewhere
+        worker = world.app.worker
+        submitter, missed_shards = worker.submitter, worker.context.missed_shards
         for tenant, id_ in (("full", "gen_1"), ("other", "gen_2")):
             submitter.unplaced.note(tenant, id_)
         while submitter.places.take("full"):
             pass
         assert submitter.places.take("third")
         submitter._give_back("third")
-        assert elsewhere == {shard_of("gen_2")}
+        assert missed_shards == {shard_of("gen_2")}
         monkeypatch.setattr(submit, "_next_due", only_those_without_room)
         await by_hand(world, submitter.forget_placed())
         assert submitter.unplaced.ids() == [("full", "gen_1")], "nothing of others is due"
         while submitter.places.taken:
             submitter._give_back("full")
-        assert shard_of("gen_1") in elsewhere
+        assert shard_of("gen_1") in missed_shards

@@ -79,9 +79,9 @@ def test_what_answers_said_is_remembered_in_few_bytes() -> None:
 
 def test_an_id_that_is_met_for_a_second_task_is_no_name() -> None:
     sightings = Sightings()
-    assert [sightings.is_alias("gen_a", "t", "x", at) for at in range(3)] == [False, False, True]
-    assert not sightings.is_alias("gen_b", "u", "x", 3)
-    assert not sightings.is_alias("gen_a", "t", "x", 4)
+    assert [sightings.note_alias("gen_a", "t", "x", at) for at in range(3)] == [False, False, True]
+    assert not sightings.note_alias("gen_b", "u", "x", 3)
+    assert not sightings.note_alias("gen_a", "t", "x", 4)
 
 
 async def test_a_believed_callback_that_names_another_task_is_a_hint(tmp_path: Path) -> None:

@@ -332,8 +332,8 @@ async def test_batches_follow_each_other_until_all_is_sent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "BATCH", 3)
-    monkeypatch.setattr(replay, "WINDOW", 4)
-    monkeypatch.setattr(replay, "COUNT_WINDOW", 2)
+    monkeypatch.setattr(replay, "SPAN", 4)
+    monkeypatch.setattr(replay, "COUNT_SPAN", 2)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 11)
         made = await started(world, subscriber, only="all")

@@ -361,6 +361,28 @@ async def test_a_rest_that_cannot_be_stored_yet_survives_a_change_of_the_subscri
         assert len(await rows(world, "SELECT * FROM rests")) == 1
 
 
+async def test_a_rest_that_can_never_be_stored_holds_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ValueError("no such row")
+
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+        with monkeypatch.context() as patched:
+            patched.setattr(health, "_record_with_health", fail)
+            await world.generate()
+            await dispatcher.settle()
+        for seconds, sent in ((0, 1), (60, 4)):
+            world.clock.advance(seconds)
+            await patch(world, subscriber, description=f"changed after {seconds} s")
+            await world.generate()
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+            assert counts(world, HERE) == [sent]
+
+
 async def test_one_that_is_throttled_alone_at_its_origin_rests_alone(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         for url in (HERE, BESIDE):

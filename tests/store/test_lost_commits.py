@@ -19,7 +19,7 @@ from service.model import ids
 from service.model.clock import rfc3339
 from service.model.errors import StorageError
 from service.model.key import DEFAULT_TENANT
-from service.store import questions, writes
+from service.store import poll_rate, writes
 from service.store.database import Transaction
 from service.store.item import Item
 from service.store.postgres import Database
@@ -35,7 +35,7 @@ RATED, PLAIN = "http://127.0.0.1:7/rated", "http://127.0.0.1:7/plain"
 UNITS = [
     *("store_new", "store_answer", "_insert", "_store"),  # For clients.
     *("_record", "_claim_due", "record"),  # What upstream answered, and what it is sent again.
-    *("store_hints", "write_proofs", "take", "expire", "plan_without_task"),
+    *("store_hints", "write_proofs", "take", "expire", "drop_plan_without_task"),
     *("record_attempts", "_record_with_health", "add", "_run_batch"),
     *("fold_usage", "_delete_old", "_delete_unreferenced", "_reseal_page"),
 ]
@@ -238,11 +238,11 @@ async def test_a_question_is_taken_once_if_the_commit_that_took_it_breaks(
     async with relayed_world(tmp_path) as (world, relay):
         breaks = [lost]
         relay.loses = lambda unit: breaks.pop() if breaks and unit == "take" else None
-        assert await world.app.database.write(questions.take, 1, 2.0) == 1
+        assert await world.app.database.write(poll_rate.take, 1, 2.0) == 1
         [row] = await rows(
             world, "SELECT number FROM revisions WHERE noun = 'upstream_asked_until'"
         )
-        free_at_ms = START - questions.AT_ONCE_US // 1_000 + 500
+        free_at_ms = START - poll_rate.AT_ONCE_US // 1_000 + 500
         assert (breaks, row["number"]) == ([], free_at_ms * 1_000)
 
 

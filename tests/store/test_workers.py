@@ -95,7 +95,7 @@ async def until_looked(world: Harness) -> None:
     worker = world.app.worker
     worker.start()
     await until_shared(world, world.app)
-    await until(world, lambda: (worker.session._look_at or 0) > world.clock())
+    await until(world, lambda: (worker.session._next_look_at or 0) > world.clock())
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +114,7 @@ async def during_a_look(
         return count
 
     monkeypatch.setattr(Dispatcher, "scan", scan_slowly)
-    world.app.worker.session._look_at = 0
+    world.app.worker.session._next_look_at = 0
     await has_looked.wait()
     try:
         yield may_go_on
@@ -344,7 +344,7 @@ async def test_a_drive_takes_the_shards_of_what_no_session_took(tmp_path: Path) 
         world.subscribers.answers[SUBSCRIBER_URL].append(gate)
         await submit_without_a_drive(world)
         await tick_until_asked(world, gate)
-        worker.context.elsewhere.clear()  # Of the first one, which was committed before the tick.
+        worker.context.missed_shards.clear()  # Of the first one, committed before the tick.
         await submit_without_a_drive(world)
         gate.is_open.set()
         await until(world, lambda: not worker.ownership.is_held)

@@ -184,9 +184,9 @@ WHERE s.status IN ('queued', 'processing') AND s.id NOT IN (SELECT value FROM {r
 LIMIT :limit;
 
 -- part: has_place
--- Whether a poll of the generation gets a place: `places.full_questions` makes the lists. :full has
--- the questions without a free place, each as 'MODEL TENANT', or as 'MODEL ' for every tenant. MODEL
--- is empty unless the model is one of :apart, the models with a route of their own.
+-- Whether a poll of the generation gets a place: `places.full_models` makes the lists. :full has
+-- the polls without a free place, each as 'MODEL TENANT', or as 'MODEL ' for every tenant. MODEL
+-- is empty unless the model is one of :apart, the models with a status path of their own.
 CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
     || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
 AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
@@ -241,10 +241,10 @@ ON CONFLICT (noun) DO UPDATE SET number = CASE WHEN revisions.number > :latest T
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 
--- name: questions_get
+-- name: poll_rate_get
 SELECT number FROM revisions WHERE noun = 'upstream_asked_until';
 
--- name: questions_put
+-- name: poll_rate_put
 INSERT INTO revisions (noun, number) VALUES ('upstream_asked_until', :free_at)
 ON CONFLICT (noun) DO UPDATE SET number = excluded.number;
 
@@ -307,6 +307,10 @@ CROSS JOIN {rows}('["submission", "poll"]') k
 WHERE e.number = (SELECT max(number) FROM exchanges l
     WHERE l.generation_id = i.value AND l.kind = k.value)
 ORDER BY e.at;
+
+-- name: polls_latest
+SELECT outcome FROM exchanges WHERE generation_id = :id AND kind = 'poll'
+ORDER BY number DESC LIMIT :limit;
 
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
