@@ -217,7 +217,7 @@ async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> lis
 
 
 async def latest(tx: Transaction, tenant: str, generation_id: str) -> Row | None:
-    """Return the id and the body of the latest callback with a good token."""
+    """Return the id and the body of the latest callback that came before the final outcome."""
     return await tx.one("callback_latest", tenant=tenant, generation_id=generation_id)
 
 

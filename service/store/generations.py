@@ -39,7 +39,8 @@ _TIMELINE = (
 SHARED_MAX = 20  # Sharers of a task that one batch of polls may end.
 SHARERS_MAX = 50  # Sharers that are read beside a polled generation: its answer counts for all.
 Work = Literal["submit", "confirm", "poll", "expire"]
-EXCHANGES_MAX = 1_000  # Of a kind, for each generation: the timeline shows no more.
+# Of a kind, for each generation. The timeline shows the first 1,000 of both kinds.
+EXCHANGES_MAX = 1_000
 OVERDUE_LOOK_MAX = 1_000  # Of a tenant's longest due polls so many are searched for overdue ones.
 # The statements that list due generations, and those that tell when the next one is due.
 _DUE: dict[Work, str] = {

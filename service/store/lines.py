@@ -3,8 +3,9 @@
 A unit may write ten rows or a thousand, so turns are measured in rows (start-time fair queueing). A
 group ends at GROUP_ROWS, or at fewer rows while groups run for longer than GROUP_SECONDS. How many
 rows a unit writes is known only after it has run; that is the estimate for the next unit of the
-same kind. Kinds without an estimate count as UNKNOWN_ROWS. Heavy kinds have a line of their own, so
-that a tenant's requests do not queue behind the tenant's webhooks.
+same kind. A unit counts UNIT_ROWS; one that has charged for rows before, for any tenant, counts the
+estimate of its kind besides, or UNKNOWN_ROWS. Heavy kinds have a line of their own, so that a
+tenant's requests do not queue behind the tenant's webhooks.
 
 What an emptied line has written counts until the others have caught up, or nobody waits: a tenant
 with one heavy unit at a time does not start afresh with each. A heavy line starts LEAD_ROWS later.
@@ -22,7 +23,7 @@ UNIT_ROWS = 3  # Of an ordinary unit: it takes as long as to insert three delive
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
 GROUP_SECONDS = 0.1  # A group that runs for longer, without its sync, was too large.
 GROUP_ROWS_MIN = 32 * UNIT_ROWS
-UNKNOWN_ROWS = 200  # Of a unit that counts its rows, before it has run for this tenant.
+UNKNOWN_ROWS = 200  # Of a unit that charges for its rows, before it has run for this tenant.
 WEIGHTS_MAX = 10_000  # Kinds that are remembered.
 COUNTED_MAX = 1_000  # Units that are remembered to count their rows.
 LEAD_ROWS = 100  # That a light line may write before a heavy one that has written as much.

@@ -36,8 +36,7 @@ TRANSACTION_SETTINGS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "jit": "off",  # Compiling a statement takes longer than running any of ours.
-    # Every statement is written for an index. A scan would also make a transaction that only read
-    # some rows of a small table conflict with all that write to it.
+    # Every statement is written for an index, also while a table is small.
     "enable_seqscan": "off",
 }
 

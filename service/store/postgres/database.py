@@ -6,8 +6,8 @@ SQLite. Transactions are READ COMMITTED: a unit locks by name what it decides by
 among transactions that wait for each other (SQLSTATE class 40) runs again.
 
 If the answer to a COMMIT is lost, the server is asked whether the transaction was committed, and
-the unit runs again only if it was not. Batched units, which run most often, run again without that
-question: to store the same items twice changes nothing.
+the unit runs again only if it was not. Batched units, which run most often, are not asked about:
+their callers get a StorageError, and repeat them if they must.
 """
 
 import asyncio
@@ -272,7 +272,7 @@ class Database(writes.Database):
             tx = self._transaction(connection)
             tx.has_many_items = len(batch) > 1
             results = await run_batch(batch, tx)
-            if not first.batched:  # Batched units run again without that question.
+            if not first.batched:  # Batched units are not asked about.
                 first.unanswered = Unanswered(await number_of(connection), results, tx)
         return results, tx
 

@@ -1,6 +1,6 @@
 -- name: usage_add
--- Two transactions that change one row cannot both be committed, and all that end a generation of a
--- model on a day would change the same: each adds a row of its own. usage_fold adds them up.
+-- All that end a generation of a model on a day would change one row, and wait for each other: so
+-- each adds a row of its own. usage_fold adds them up.
 INSERT INTO usage_added (tenant, day, model, id, generations, succeeded, failed, timed_out,
     canceled, credits)
 VALUES (:tenant, :day, :model, gen_random_uuid(), :generations, :succeeded, :failed, :timed_out,

@@ -217,6 +217,8 @@ def _clean(arguments: Arguments) -> Arguments:
 
 
 def _clean_text(text: str) -> str:
-    if text.startswith('["'):  # A JSON list. No statement reads texts of other JSON.
+    # A JSON list. Statements also read the texts of one kind of JSON object, metadata: the API
+    # refuses NUL in those.
+    if text.startswith('["'):
         text = _ESCAPED_NUL.sub(r"\1\\ufffd", text)
     return text.replace("\0", "\ufffd")

@@ -10,7 +10,7 @@ import aiosqlite
 
 from service.model.errors import StorageError
 from service.store.database import T
-from service.store.sqlite.turns import Writer, turn
+from service.store.sqlite.turns import RawConnection, turn
 
 BUSY_MS = 5_000
 # Of a new file. With pages of 4 KiB, the body of a callback, of about a kilobyte, would need an
@@ -111,7 +111,7 @@ def _open(path: str, *, descriptor: int | None) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
-        factory=Writer,
+        factory=RawConnection,
     )
     connection.row_factory = sqlite3.Row
     connection.descriptor = -1 if descriptor is None else descriptor

@@ -175,7 +175,7 @@ def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int
 
 
 def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:
-    """Run a unit on a snapshot and undo what it wrote."""
+    """Run a unit that only reads, on a snapshot."""
     connection.execute("BEGIN")
     try:
         return _run_unit(unit(Transaction(connection, now, []), *args))

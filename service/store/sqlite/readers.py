@@ -18,8 +18,8 @@ from service.store.turns import TURN_SECONDS, Turns, retrieve_error
 
 READERS = 3
 SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
-# Steps of SQLite's virtual machine: about a second of a core. Lists look at 10,000 rows for a page,
-# with fewer than 100 steps for each filter of a row.
+# Steps of SQLite's virtual machine: about a second of a core. Lists look at `pages.SCANNED_MAX`
+# rows for a page, with fewer than 100 steps for each filter of a row.
 SEARCH_STEPS_MAX = 20_000_000
 _STEPS_BETWEEN_CHECKS = 10_000
 

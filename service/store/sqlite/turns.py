@@ -23,8 +23,8 @@ _TAKE, _GIVE = (pack_lock(kind, _BYTE, 1) for kind in (fcntl.F_WRLCK, fcntl.F_UN
 _SET_LOCK = fcntl.F_OFD_SETLK if IS_LINUX else None
 
 
-class Writer(sqlite3.Connection):
-    """A connection that writes, with a descriptor of its file."""
+class RawConnection(sqlite3.Connection):
+    """A connection; `descriptor` is that of its file if it writes, else -1."""
 
     descriptor = -1
 
@@ -32,7 +32,7 @@ class Writer(sqlite3.Connection):
 @contextlib.contextmanager
 def turn(connection: sqlite3.Connection) -> Iterator[None]:
     """Hold the byte during the block, which takes SQLite's lock; wait for it TURN_SECONDS."""
-    descriptor = connection.descriptor if isinstance(connection, Writer) else -1
+    descriptor = connection.descriptor if isinstance(connection, RawConnection) else -1
     is_taken = _take(descriptor)
     try:
         yield
