@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from service.generations.ingest import Reply
 from service.model.generation import OPEN, Generation
-from service.store.generations import SHARERS_MAX
+from service.store.generations import SHARERS_READ_MAX
 
 Key = tuple[str, str]  # The route and the task. Without a task it is the generation's id.
 
@@ -44,7 +44,7 @@ class Questions:
 
     def _may_join(self, key: Key) -> bool:
         question = self._by_key.get(key)
-        return question is not None and len(question.followers) < SHARERS_MAX
+        return question is not None and len(question.followers) < SHARERS_READ_MAX
 
     def open(self, key: Key, leader: Generation, *, is_due: bool) -> Question:
         """Begin a poll that other generations may follow."""

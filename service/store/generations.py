@@ -36,8 +36,8 @@ _TIMELINE = (
     *("exchanges_of_generation", "callbacks_of_generation"),
     *("events_of_generation", "attempts_of_generation"),
 )
-SHARED_MAX = 20  # Sharers of a task that one batch of polls may end.
-SHARERS_MAX = 50  # Sharers that are read beside a polled generation: its answer counts for all.
+SHARERS_LOCKED_MAX = 20  # Sharers of a task that one batch of polls may end.
+SHARERS_READ_MAX = 50  # Sharers read beside a polled generation: its answer counts for all.
 Work = Literal["submit", "confirm", "poll", "expire"]
 # Of a kind, for each generation. The timeline shows the first 1,000 of both kinds.
 EXCHANGES_MAX = 1_000
@@ -107,7 +107,7 @@ async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generat
 
     An input may have a megabyte, so this is only for generations of which some may have ended.
     """
-    values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
+    values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARERS_LOCKED_MAX}
     rows = await tx.lock("generations_of_polls", **values)
     return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
@@ -163,7 +163,7 @@ async def list_sharers(tx: Transaction, choice: Choice) -> list[Generation]:
     They are read without their bodies: each may have an input of a megabyte.
     """
     values = {"ids": json_text(choice.shared), "without": json_text(choice.without)}
-    limit = SHARERS_MAX * len(choice.shared)
+    limit = SHARERS_READ_MAX * len(choice.shared)
     return await read_all(tx, Generation, "generations_of_shared", limit=limit, **values)
 
 

@@ -27,7 +27,7 @@ class Item(msgspec.Struct, eq=False):
     future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
     has_run: bool = False  # Whether it ran in the latest group that took it.
     estimate: int = 0  # Rows that a line was charged when it was taken.
-    line: Any = None  # The key of that line.
+    line_key: Any = None  # The key of that line.
     rows: int | None = None  # That it wrote; 0 below HEAVY_ROWS; None: it charged nobody.
     seconds: float = 0.0  # Of its call; if that ran several items, the first has them all.
     result: Any = None

@@ -78,7 +78,7 @@ class Lines:
         refunds: Counter[_Kind] = Counter()
         for item in reversed(items):
             self._line_of(item, is_back=True).items.appendleft(item)
-            refunds[item.line] += item.estimate
+            refunds[item.line_key] += item.estimate
         for key in refunds.keys() & self._ends.keys():
             self._ends[key] -= refunds[key]
         self._turns = [(turn - refunds[line.key], at, line) for turn, at, line in self._turns]
@@ -101,7 +101,7 @@ class Lines:
             if rows > room and taken:
                 break
             self._rows, room = turn - line.lead, room - rows
-            item.estimate, item.line = rows, line.key
+            item.estimate, item.line_key = rows, line.key
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
@@ -184,6 +184,6 @@ class Lines:
             self._arrivals += 1
             start = self._rows + line.lead
             end = self._ends.pop(key, start)
-            turn = end if is_back and item.line == key else max(start, end)
+            turn = end if is_back and item.line_key == key else max(start, end)
             heapq.heappush(self._turns, (turn, self._arrivals, line))
         return line

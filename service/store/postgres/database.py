@@ -28,17 +28,17 @@ from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
     Pool,
-    is_failure,
     is_repeatable,
+    is_storage_fault,
     open_pool,
     reason,
-    taken,
+    transaction_of,
 )
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
 from service.store.postgres.transaction import (
-    CHARGED_MAX,
+    BATCH_CHARGE_MAX,
     TooManyRowsError,
     Transaction,
     Unanswered,
@@ -110,7 +110,7 @@ class Database(writes.Database):
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
-        async with taken(self._pool) as connection:
+        async with transaction_of(self._pool) as connection:
             return await schema.migrate(connection)
 
     @property
@@ -120,15 +120,15 @@ class Database(writes.Database):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await self.look(schema.problem)
+        return await self.read_raw(schema.problem)
 
-    async def look(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def read_raw(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Return the result of short work on a connection with a snapshot."""
         return await within(READ_SECONDS, self._reads.read(self._pool, work))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        return await self.look(partial(self._run_on, unit, args))
+        return await self.read_raw(partial(self._run_on, unit, args))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
@@ -187,7 +187,7 @@ class Database(writes.Database):
             unit = batch[0].unit if batch[0].batched else None
             if unit is not None and [*self._commits.values()].count(unit) >= BATCHES_MAX:
                 left += batch
-                self._full.add(unit)
+                self._held_units.add(unit)
                 continue
             await self._writers.acquire()
             task = asyncio.create_task(self._commit(batch), name="commit")
@@ -199,35 +199,35 @@ class Database(writes.Database):
 
     def _may_start(self, unit: object) -> bool:
         # The commits that hang may wait for rows, and a writer is free for others.
-        return len(self._commits) < self._writers_max and unit not in self._full
+        return len(self._commits) < self._writers_max and unit not in self._held_units
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         del self._commits[task]
         self._writers.release()
-        self._full.clear()
+        self._held_units.clear()
         self._wake.set()
 
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than CHARGED_MAX rows, the last ones wait for their next turn: half
-        of them at least, since the rows of the first ones are not known, only those of all.
+        If they would write more than BATCH_CHARGE_MAX rows, the last ones wait for their next turn:
+        half of them at least, since the rows of the first ones are not known, only those of all.
         """
         parts = deque([batch])
         while parts:
-            part = self._queue.start(parts.popleft())
+            part = self._queue.drop_refused(parts.popleft())
             if not part:
                 self._queue.finish(part)
                 continue
             try:
                 await self._run_batch(part)
             except TooManyRowsError as error:
-                few = max(min(len(part) // 2, len(part) * CHARGED_MAX // error.rows), 1)
+                few = max(min(len(part) // 2, len(part) * BATCH_CHARGE_MAX // error.rows), 1)
                 self._queue.put_back(part[few:])
                 parts.append(part[:few])
                 continue
             except Exception as error:  # noqa: BLE001  it becomes the callers' error
-                if len(part) > 1 and not is_failure(error):
+                if len(part) > 1 and not is_storage_fault(error):
                     parts.extend([item] for item in part)
                     continue
                 self._fail(part, error)
@@ -252,7 +252,7 @@ class Database(writes.Database):
             try:
                 return await self._run_once(batch)
             except Exception as error:
-                is_unanswered = batch[0].unanswered is not None and is_failure(error)
+                is_unanswered = batch[0].unanswered is not None and is_storage_fault(error)
                 may_ask = is_unanswered and loop.time() < ends_at and not self._closing.is_set()
                 if not (is_repeatable(error) or may_ask) or repeats == REPEATS_MAX:
                     raise
@@ -278,7 +278,7 @@ class Database(writes.Database):
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
         """Give the items their error, except those that are tried again."""
-        if is_failure(error):
+        if is_storage_fault(error):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
