@@ -50,7 +50,7 @@ async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay
 
 async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
     """Return the replay with the next window's matches in its total; None after the last one."""
-    end = await replays.window_end(tx, replay, COUNT_WINDOW)
+    end = await replays.batch_end(tx, replay, COUNT_WINDOW)
     if end is None:
         return None
     matches = await replays.matching_seqs(tx, replay, subscriber, end, COUNT_WINDOW)
@@ -103,7 +103,7 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
             raise
         except Exception as error:  # noqa: BLE001  one row must not hold the others
             _log.error("replay.failed", replay_id=replay_id, error=repr(error))
-            await context.database.write(replays.set_aside, replay_id)
+            await context.database.write(replays.delay, replay_id)
     return count, await context.database.read(replays.next_due)
 
 
@@ -137,7 +137,7 @@ async def _deliver(
     """Insert the next deliveries of a replay and move its cursor; return their number."""
     rate = replay.rate_per_second
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
-    end = await replays.window_end(tx, replay, WINDOW)
+    end = await replays.batch_end(tx, replay, WINDOW)
     if end is None:
         await rows.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0

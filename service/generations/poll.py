@@ -21,7 +21,7 @@ from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations, questions
+from service.store import generations, poll_rate
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -135,7 +135,7 @@ class Poller:
         """Take up to `count` polls from the rate that all processes share; return how many."""
         if not count:
             return 0
-        count = await self.context.database.write(questions.take, count, self.budget.rate)
+        count = await self.context.database.write(poll_rate.take, count, self.budget.rate)
         if not count:
             self.budget.tokens = 0.0  # It is tried again once the next token is here.
         return count

@@ -24,7 +24,7 @@ HINT_VERDICTS = (*NEW_VERDICTS, "duplicate")  # Upstream is asked because of the
 
 
 class Arrival(msgspec.Struct, kw_only=True):
-    """A request to the callback URL, before its verdict. The receiver fills it in step by step."""
+    """A request to the callback URL, before its verdict; api/receiver.py fills it in by steps."""
 
     id: str
     upstream: str
@@ -167,7 +167,7 @@ async def plan_confirmations(
     await generations.plan_confirmations(tx, due_times)
 
 
-async def hint(tx: Transaction, arrival: Arrival) -> None:
+async def plan_confirmation_of_unread(tx: Transaction, arrival: Arrival) -> None:
     """Plan the confirmation of a callback whose body is too large to be read."""
     ids = json_text([arrival.generation_id])
     states = await tx.lock("callbacks_generation_states", ids=ids)

@@ -13,10 +13,10 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import pages, stats
 from service.store.database import Transaction
+from service.store.item import HEAVY_ROWS
 from service.store.rows import json_text, read_number
 
 CANCEL_BATCH = 500
-MANY = 50  # Only fan-outs of so many deliveries are charged to tenants.
 FETCH_BYTES = 8 * 1024 * 1024
 
 
@@ -63,7 +63,7 @@ async def insert(
     tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
 ) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
-    if len(targets) >= MANY:  # Before anything is made for them: they may be too many.
+    if len(targets) >= HEAVY_ROWS:  # Before anything is made for them: they may be too many.
         tx.charge(Counter(event.tenant for event, _, _ in targets))
     new = [(new_due(e, s, tx.now, "scheduled"), due_at) for e, s, due_at in targets]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
@@ -82,9 +82,9 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
-async def put_off(tx: Transaction, due: DueDelivery, due_at: int) -> None:
-    """Let a pending delivery that cannot be worked wait until `due_at`."""
-    await tx.run("delivery_put_off", tenant=due.tenant, id=due.id, due_at=due_at)
+async def delay(tx: Transaction, due: DueDelivery, due_at: int) -> None:
+    """Delay a pending delivery that cannot be worked until `due_at`."""
+    await tx.run("delivery_delay", tenant=due.tenant, id=due.id, due_at=due_at)
 
 
 async def cancel(tx: Transaction, subscriber_id: str) -> int:
@@ -170,7 +170,7 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
             record.count_in(counts)
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None
-            statement = "deliveries_postpone" if is_retried else "delivery_make_due"
+            statement = "deliveries_delay_later" if is_retried else "delivery_make_due"
             await tx.run(statement, now=tx.now, **row)
     if counts:
         await stats.add(tx, counts)

@@ -41,7 +41,7 @@ SHARERS_READ_MAX = 50  # Sharers read beside a polled generation: its answer cou
 Work = Literal["submit", "confirm", "poll", "expire"]
 # Of a kind, for each generation. The timeline shows the first 1,000 of both kinds.
 EXCHANGES_MAX = 1_000
-OVERDUE_LOOK_MAX = 1_000  # Of a tenant's longest due polls so many are searched for overdue ones.
+OVERDUE_SEARCHED_MAX = 1_000  # Of a tenant's longest due polls, searched for overdue ones.
 # The statements that list due generations, and those that tell when the next one is due.
 _DUE: dict[Work, str] = {
     "submit": "generations_to_submit",
@@ -96,16 +96,17 @@ async def insert(tx: Transaction, new: Generation) -> None:
     await add_usage(tx, usage_of(new))
 
 
-async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+async def lock_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Lock the generations and return them by id; ids without a generation are left out."""
     rows = await tx.lock("generations_by_id", ids=json_text(sorted(set(ids))))
     return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
 
-async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
-    """Lock the generations and return them by id, with open ones that share a task with one.
+async def lock_with_sharers(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+    """Lock the generations and return them by id, with those that share a task with one of them.
 
-    An input may have a megabyte, so this is only for generations of which some may have ended.
+    These are SHARERS_LOCKED_MAX at most, without a final outcome. An input may have a megabyte, so
+    this is only for generations of which some may have ended.
     """
     values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARERS_LOCKED_MAX}
     rows = await tx.lock("generations_of_polls", **values)
@@ -145,7 +146,8 @@ async def list_due(
     """
     lists = ("tenants", "without", "apart", "full")
     values: dict[str, Any] = {name: json_text(getattr(choice, name)) for name in lists}
-    values |= {"now": tx.now, "limit": choice.limit, "after": after, "look": OVERDUE_LOOK_MAX}
+    values |= {"now": tx.now, "limit": choice.limit, "after": after}
+    values["searched"] = OVERDUE_SEARCHED_MAX
     due: list[Generation] = []
     for row in await tx.all(_DUE[work], **values):
         try:
@@ -238,7 +240,7 @@ async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, E
     return {row["generation_id"]: Exchange(**row) for row in rows}
 
 
-async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
+async def list_ended(tx: Transaction, ids: Collection[str]) -> list[str]:
     """Return the ids of those generations that have ended."""
     rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))
     return [row["id"] for row in rows]

@@ -14,7 +14,7 @@ from service.app import App
 from service.generations.budget import Budget
 from service.model.errors import StorageError
 from service.session import Session
-from service.store import questions
+from service.store import poll_rate
 from service.store.postgres import notices
 from service.store.shards import shard_of
 from tests.harness import (
@@ -498,7 +498,7 @@ async def test_processes_that_take_turns_at_once_ask_no_more_than_the_rate_allow
     tmp_path: Path,
 ) -> None:
     async with driven(tmp_path) as world:
-        taken = [await world.app.database.write(questions.take, 5, 50.0) for _ in range(3)]
+        taken = [await world.app.database.write(poll_rate.take, 5, 50.0) for _ in range(3)]
         assert taken[0] == 1, "there is no more than one at once"
         assert sum(taken) <= 3
 
@@ -507,13 +507,13 @@ async def test_processes_that_take_turns_at_once_ask_no_more_than_the_rate_allow
 async def test_the_rate_of_turns_goes_on_with_the_time(tmp_path: Path, rate: float) -> None:
     async with opened(tmp_path) as world:
         write = world.app.database.write
-        assert await write(questions.take, 5, rate) == 1
+        assert await write(poll_rate.take, 5, rate) == 1
         world.clock.advance(0.4 / rate)
-        assert await write(questions.take, 5, rate) == 0
+        assert await write(poll_rate.take, 5, rate) == 0
         world.clock.advance(0.7 / rate)
-        assert await write(questions.take, 5, rate) == 1
+        assert await write(poll_rate.take, 5, rate) == 1
         world.clock.advance(3_600)
-        assert await write(questions.take, 5, rate) == 1, "what was not used is not kept"
-        assert await write(questions.take, 5, 10_000.0) == 0
+        assert await write(poll_rate.take, 5, rate) == 1, "what was not used is not kept"
+        assert await write(poll_rate.take, 5, 10_000.0) == 0
         world.clock.advance(3_600)
-        assert await write(questions.take, 5, 10_000.0) == 5
+        assert await write(poll_rate.take, 5, 10_000.0) == 5

@@ -10,7 +10,7 @@ import pytest
 from service.generations.budget import Budget
 from service.generations.budget import store_pause as store_short_pause
 from service.model.clock import HOUR
-from service.store import generations, questions
+from service.store import generations, poll_rate
 from tests.faults import rows, status_of
 from tests.harness import Harness, opened
 
@@ -150,7 +150,7 @@ async def test_a_pause_that_a_wrong_clock_stored_gives_way_to_a_real_one(tmp_pat
 
 async def test_the_shared_rate_does_not_wait_for_a_clock_that_is_ahead(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        take = partial(world.app.database.write, questions.take, 5, 10.0)
+        take = partial(world.app.database.write, poll_rate.take, 5, 10.0)
         world.clock.advance(3_600)
         assert await take() == 1
         world.clock.advance(-3_600)

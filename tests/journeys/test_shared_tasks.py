@@ -389,7 +389,7 @@ async def test_a_rate_that_others_share_is_not_unused_while_due_polls_wait_for_i
         poller = world.app.worker.poller
         assert await world.app.worker.ownership.acquire()
         poller.budget.is_shared = True
-        monkeypatch.setattr("service.store.questions.take", take)
+        monkeypatch.setattr("service.store.poll_rate.take", take)
         assert (await poller.run_due(world.clock.now))[0] == 2
         await poller.settle()
         assert not poller._has_unused(world.clock.now)

@@ -13,7 +13,7 @@ from service.delivery.replay import _run_batch
 from service.generations.deadlines import expire
 from service.generations.submit import _claim_due
 from service.model.attempt import Attempt
-from service.store import deliveries, questions, retention, sign_ins
+from service.store import deliveries, poll_rate, retention, sign_ins
 from tests.harness import Harness, success_report
 from tests.overlaps.world import NOTIFY_URL, Act
 
@@ -63,7 +63,7 @@ async def _claim(world: Harness, names: Mapping[str, str]) -> list[str]:
 
 async def _take(world: Harness, _names: Mapping[str, str]) -> int:
     """Take one of two polls a second."""
-    return await world.app.context.database.write(questions.take, 1, 2.0)
+    return await world.app.context.database.write(poll_rate.take, 1, 2.0)
 
 
 def _attempt(status: int) -> Act:

@@ -19,7 +19,7 @@ from service.model import ids
 from service.model.clock import rfc3339
 from service.model.errors import StorageError
 from service.model.key import DEFAULT_TENANT
-from service.store import questions, writes
+from service.store import poll_rate, writes
 from service.store.database import Transaction
 from service.store.item import Item
 from service.store.postgres import Database
@@ -238,11 +238,11 @@ async def test_a_question_is_taken_once_if_the_commit_that_took_it_breaks(
     async with relayed_world(tmp_path) as (world, relay):
         breaks = [lost]
         relay.loses = lambda unit: breaks.pop() if breaks and unit == "take" else None
-        assert await world.app.database.write(questions.take, 1, 2.0) == 1
+        assert await world.app.database.write(poll_rate.take, 1, 2.0) == 1
         [row] = await rows(
             world, "SELECT number FROM revisions WHERE noun = 'upstream_asked_until'"
         )
-        free_at_ms = START - questions.AT_ONCE_US // 1_000 + 500
+        free_at_ms = START - poll_rate.UNUSED_KEPT_US // 1_000 + 500
         assert (breaks, row["number"]) == ([], free_at_ms * 1_000)
 
 
