@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -121,25 +121,25 @@ async def fetch_due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
-    retries: bool | None,  # noqa: FBT001  units take positional arguments
-    ordered: bool,  # noqa: FBT001  the same
+    which: Literal["first", "retries", "asked"],
+    ordered: bool,  # noqa: FBT001  units take positional arguments
     known: frozenset[str],
 ) -> tuple[list[DueDelivery], int | None]:
-    """Return due first attempts or `retries` of a subscriber, and when the next one is due.
+    """Return due deliveries of a subscriber, and when the next one is due.
 
-    `retries` None: the retries that a person asked for (of an `ordered` subscriber, the other two
-    lists have them).
+    `which`: for their "first" attempt, for "retries", or what a person has "asked" for, be it a
+    first attempt or a retry. Of an `ordered` subscriber, the first two lists have these, too.
 
     The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
     `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
     `ordered`, deliveries that wait for an earlier event of their generation are left out, as are
     those whose generation is in `known`.
     """
-    if retries is None:
+    if which == "asked":
         name = "deliveries_asked"
     else:
         name = "deliveries_due_ordered" if ordered else "deliveries_due"
-    values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
+    values = {"subscriber_id": subscriber_id, "retries": which == "retries", "now": tx.now}
     due: list[DueDelivery] = []
     size = 0
     rows: AsyncIterator[Any] = tx.each(name, limit=limit + len(known), **values)
@@ -151,6 +151,8 @@ async def fetch_due(
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
             return due, tx.now
+    if which == "asked":  # Due at once, all of them.
+        return due, None
     return due, await read_number(tx, "delivery_next_due", **values)
 
 

@@ -49,6 +49,7 @@ _DUE: dict[Work, str] = {
     "poll": "generations_to_poll",
     "expire": "generations_to_expire",
 }
+# Who polls waits for both, polls and confirmations, so "confirm" has no time of its own.
 _NEXT_DUE: dict[Work, Sequence[str]] = {
     "submit": ["generation_next_submit"],
     "poll": ["generation_next_poll", "confirmation_next"],
@@ -116,8 +117,8 @@ async def lock_with_sharers(tx: Transaction, ids: Collection[str]) -> dict[str, 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
     """Store changed generations, each as (before, after); they were locked in order of their ids.
 
-    Their confirmations are written afterwards: transactions that write rows in different orders
-    would wait for each other.
+    The caller writes their confirmations after this call, so that all transactions write in one
+    order, and no two wait for each other.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     bodies: list[dict[str, Any]] = []
@@ -174,6 +175,7 @@ async def next_due(
 ) -> int | None:
     """Return when the next generation is due for `work`; of polls, only those due after now.
 
+    A poll that is due by now is under way, or waits for the end of one that is.
     Submissions of `tenants` are left out, since they get no place. So are submissions and deadlines
     of the generations `without`.
     """

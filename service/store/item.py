@@ -22,14 +22,14 @@ class Item(msgspec.Struct, eq=False):
     always: bool = False
     is_behind: bool = False  # It waits for what is queued or in a commit when it comes.
     tenant: str | None = None  # In whose turn it runs; None: no tenant, or several.
-    held_bytes: int = 0  # Of the request's body, which it holds in memory.
+    held_bytes: int = 0  # The size of the request's body, which it holds in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
     has_run: bool = False  # Whether it ran in the latest group that took it.
     estimate: int = 0  # Rows that a line was charged when it was taken.
     line_key: Any = None  # The key of that line.
-    rows: int | None = None  # That it wrote; 0 below HEAVY_ROWS; None: it charged nobody.
-    seconds: float = 0.0  # Of its call; if that ran several items, the first has them all.
+    rows: int | None = None  # What it wrote; 0 below HEAVY_ROWS; None: it charged nobody.
+    seconds: float = 0.0  # What its call took; if that ran several items, the first has it all.
     result: Any = None
     error: BaseException | None = None
     unanswered: Any = None  # On PostgreSQL: an `Unanswered`, from just before its COMMIT.

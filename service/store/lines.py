@@ -9,7 +9,8 @@ tenant's requests do not queue behind the tenant's webhooks.
 
 What an emptied line has written counts until the others have caught up, or nobody waits: a tenant
 with one heavy unit at a time does not start afresh with each. A heavy line starts LEAD_ROWS later.
-Otherwise a tenant that now and then writes three rows would wait for a heavy unit of each other.
+Otherwise a tenant that now and then writes three rows would wait for a heavy unit of every other
+tenant.
 """
 
 import heapq
@@ -19,14 +20,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from service.store.item import HEAVY_ROWS, Item
 
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
-UNIT_ROWS = 3  # Of an ordinary unit: it takes as long as to insert three deliveries.
+UNIT_ROWS = 3  # What an ordinary unit counts: it takes as long as to insert three deliveries.
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
 GROUP_SECONDS = 0.1  # A group that runs for longer, without its sync, was too large.
 GROUP_ROWS_MIN = 32 * UNIT_ROWS
-UNKNOWN_ROWS = 200  # Of a unit that charges for its rows, before it has run for this tenant.
+UNKNOWN_ROWS = 200  # What a unit that charges for rows counts before it has run for this tenant.
 WEIGHTS_MAX = 10_000  # Kinds that are remembered.
 COUNTED_MAX = 1_000  # Units that are remembered to count their rows.
-LEAD_ROWS = 100  # That a light line may write before a heavy one that has written as much.
+LEAD_ROWS = 100  # How many more rows a light line may have written before a heavy one is next.
 ENDS_MAX = 10_000  # Emptied lines that are remembered.
 _Kind = tuple[str | None, object]  # A tenant (None: no tenant, or several) and a unit.
 

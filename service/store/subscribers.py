@@ -34,7 +34,10 @@ def _decode(*values: Any) -> list[Subscriber]:
 
 
 async def owed_notices(tx: Transaction, tenant: str, since_at: int) -> int:
-    """Return how many deliveries tell a tenant's subscribers of those disabled since a time."""
+    """Return how many deliveries are needed to tell a tenant's subscribers who was disabled.
+
+    Each enabled one is told of each one that was disabled since a time.
+    """
     values = {"tenant": tenant, "since_at": since_at}
     return await rows.read_number(tx, "subscribers_owed_notices", **values) or 0
 

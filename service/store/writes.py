@@ -22,7 +22,7 @@ PROBE_SECONDS = 10.0  # If the last commit is older, `commit_problem` tries a co
 
 
 class Database(ABC):
-    """The database of one process. It commits the units that wait in a task."""
+    """The database of one process. A task commits the units that wait."""
 
     def __init__(self, queue_max: int) -> None:
         self._wake = asyncio.Event()
@@ -221,7 +221,10 @@ class Database(ABC):
 
 
 async def wait_for_end(task: asyncio.Task[None]) -> None:
-    """Wait for a task, which others may cancel, and raise its error; cancel it with this."""
+    """Wait for a task, which others may cancel, and raise its error.
+
+    If the caller is canceled, cancel the task.
+    """
     try:
         await asyncio.wait([task])
     finally:

@@ -1,9 +1,9 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
 Up to WRITERS_MAX connections write at once; further units wait in the same bounded queue as on
-SQLite. Transactions are READ COMMITTED: a unit locks by name what it decides by and changes
-(`Transaction.lock`), so it waits for others instead of running again. Only the server's choice
-among transactions that wait for each other (SQLSTATE class 40) runs again.
+SQLite. Transactions are READ COMMITTED: a unit locks first what it decides by and changes
+(`Transaction.lock`), so it waits for others instead of running again. Only a transaction that the
+server cancels to end a deadlock (SQLSTATE class 40) runs again.
 
 If the answer to a COMMIT is lost, the server is asked whether the transaction was committed, and
 the unit runs again only if it was not. Batched units, which run most often, are not asked about:
@@ -53,9 +53,10 @@ _log = log.get()
 
 CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
-# Of a unit at the same time: while the server commits one, the process makes the next.
+# A unit has so many batches at the same time: while the server commits one, the process makes the
+# next.
 BATCHES_MAX = 2
-REPEATS_MAX = 30  # Of a unit in conflict with others.
+REPEATS_MAX = 30  # A unit in conflict with others is repeated so often.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
 
@@ -167,14 +168,18 @@ class Database(writes.Database):
         """Start a commit whenever something waits and a writer is free."""
         while self._queue or self._commits or self._stream is not None:
             await self._wait_for_items()
-            async with self._writers:  # While all are busy, items wait for the next group.
-                # Requests that have arrived are read first: they share the commit.
-                await asyncio.sleep(0)  # noqa: TID251  it only yields
-                self._wake.clear()
-                items = self._queue.take()
-            # Where there was none, what waits comes behind a commit, whose end wakes this.
+            await self._wait_for_writer()
+            self._wake.clear()
+            items = self._queue.take()
+            # If some were put back, or all that wait are behind, the end of a commit wakes this.
             if await self._start_commits(items) and items and self._queue:
                 self._wake.set()
+
+    async def _wait_for_writer(self) -> None:
+        """Wait until a writer is free: meanwhile, items wait for the next group."""
+        async with self._writers:
+            # Requests that have arrived are read first: they share the commit.
+            await asyncio.sleep(0)  # noqa: TID251  it only yields
 
     async def _start_commits(self, items: Iterable[Item]) -> bool:
         """Commit the items of each unit, when a writer is free; return whether all could be.

@@ -60,12 +60,14 @@ class ShardLocks:
         self._locked: set[int] = set()
         self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
-        self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
+        # When the last answered beat was sent, and since when beats were regular.
+        self._beat_at, self._regular_since = -VALID_SECONDS, 0.0
         # Who was silent at the last look; since when that is known, and how long the machine had
         # slept by then.
         self._suspect: tuple[int, float, float] | None = None
         self._looked_at = -LOOK_SECONDS
-        self._interests: Collection[int] = NONE  # Shards asked for since it held none.
+        # The shards that callers have asked for since this process last held none.
+        self._interests: Collection[int] = NONE
         self._told: set[int] = set()  # Shards in which others have committed.
         self._round_lock = asyncio.Lock()  # A tick and the standby loop may both run a round.
         self._timer: asyncio.TimerHandle | None = None
@@ -226,11 +228,11 @@ class ShardLocks:
             _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
 
     def _had_time(self, silent: locks.Silent, now: float) -> bool:
-        """Return whether a silent process could have spoken since all were silent together.
+        """Return whether a silent process had SILENT_SECONDS to send a beat.
 
-        As in a sleep of the machine: for so long this process was regular itself, or it has known
-        of that silence, and the machine has not slept since. Ticks may come too seldom to be
-        regular.
+        When a machine wakes, all processes seem silent. So this process must itself have sent
+        regular beats for so long, or have known of this very silence for so long, without a sleep
+        of its machine. (Ticks may be too rare for regular beats.)
         """
         asleep = self._asleep()
         pid, since, asleep_then = self._suspect or (0, now, asleep)

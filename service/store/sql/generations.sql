@@ -117,8 +117,8 @@ UPDATE generation_bodies SET output = :output, error = :error WHERE generation_i
 
 -- part: tenants
 -- The tenants with a generation that has a time {}, in turn: from the one after :after on, then from the
--- first one up to it. Each is one step of the partial index, however many generations it has; and who
--- reads no further than to some of them makes no more steps.
+-- first one up to it. Each is one step of the partial index, however many generations it has. A
+-- statement that needs only some tenants takes no further steps.
 WITH RECURSIVE tenants (lap, tenant) AS (
     SELECT 0, (SELECT min(g.tenant) FROM generations g
         WHERE g.{} IS NOT NULL AND g.tenant > :after)
@@ -289,6 +289,8 @@ WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.dead
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
+-- Every deadline is greater than 0: with a bound, SQLite's plan is a search of the index, and none of its
+-- scans, which tests/store/test_plans.py looks for.
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
     AND {is_free}
@@ -324,7 +326,7 @@ ON CONFLICT (tenant, day, model) DO UPDATE SET
     canceled = usage.canceled + excluded.canceled, credits = usage.credits + excluded.credits;
 
 -- name: usage_fold
--- Adds to the usage what is stored beside it, and returns how much that was. On SQLite nothing is.
+-- PostgreSQL overrides this. On SQLite nothing waits to be added up, so there is no row.
 SELECT 0 AS count WHERE :limit < 0;
 
 -- name: usage_list

@@ -45,7 +45,8 @@ SELECT lane.value AS subscriber_id, (SELECT min(id) FROM (
 FROM {rows}(:ids) lane;
 
 -- name: stats_due
--- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed is not.
+-- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed does not
+-- count.
 {owed_lanes}
 SELECT 'delivery' AS kind, min(few.due_at) AS due_at FROM (
     SELECT lane.subscriber_id, (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}

@@ -32,7 +32,7 @@ _REOPEN = {
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
-# What a statement does not find, but each whole schema of this genhook has.
+# Errors for something that every schema of this genhook has: the file's schema is damaged.
 _LACKS = re.compile("no such (table|column|index): |table .* has no column named ")
 
 
@@ -43,10 +43,10 @@ def must_reopen(error: BaseException) -> bool:
 
 
 def is_of_unit(error: BaseException) -> bool:
-    """Return whether only the units fail that meet this error, and not each one.
+    """Return whether the error is the fault of one unit, so that other units may succeed.
 
-    It is in a statement or a row, as JSON or text that is damaged. SQLite then has no code of its
-    own for it, or it is an error of Python's module, without a code.
+    Its statement, a value or a row is at fault, as JSON or text that is damaged. SQLite then has no
+    code of its own for it, or it is an error of Python's module, without a code.
     """
     return code_of(error) & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
 
