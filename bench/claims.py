@@ -68,7 +68,7 @@ async def _claim(server: Server, databases: Mapping[str, Any], seconds: float) -
     while sum(took.values()) < seconds:
         for name, database in databases.items():
             began = time.perf_counter()
-            claim = (ids[name][count % SUBSCRIBERS], CLAIM, False, False, frozenset())
+            claim = (ids[name][count % SUBSCRIBERS], CLAIM, "first", False, frozenset())
             due, _ = await database.read(deliveries.fetch_due, *claim)
             took[name] += time.perf_counter() - began
             assert len(due) == CLAIM, "too few deliveries are due"

@@ -139,7 +139,8 @@ class CallbackReceiver:
         # Without the body, no signature can be verified.
         if problem.status == 413 and self._signature is None:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
-            await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
+            unit = callbacks.plan_confirmation_of_unread
+            await self._context.database.write(unit, arrival, tenant=tenant)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
             await self._do_due_work(arrival.generation_id)
         await self._reject(arrival, problem.code)

@@ -73,7 +73,7 @@ async def look_once(context: Context) -> None:
     """Wake the requests whose generation has ended: one read for up to LOOK_MAX generations."""
     ids = list(context.waiters)
     for start in range(0, len(ids), LOOK_MAX):
-        ended = await context.database.read(generations.ended, ids[start : start + LOOK_MAX])
+        ended = await context.database.read(generations.list_ended, ids[start : start + LOOK_MAX])
         for id_ in ended:
             if waiter := context.waiters.pop(id_, None):
                 waiter.set()

@@ -80,12 +80,12 @@ def look(url: str) -> Server:
 
 async def _look(server: Server, url: str) -> None:
     from service.store.postgres import schema
-    from service.store.postgres.connection import open_pool, taken
+    from service.store.postgres.connection import open_pool, transaction_of
 
     pool = await open_pool(url, 1, "genhook")
     server.is_pooled = pool.is_pooled
     try:
-        async with taken(pool) as connection:
+        async with transaction_of(pool) as connection:
             server.state = dict(await connection.fetchrow(_STATE))
             server.schema_problem = await schema.problem(connection)
             server.schema_version = await schema.version(connection)

@@ -120,7 +120,7 @@ async def put_off(context: Context, due: DueDelivery, until: int) -> None:
     """
     _log.exception("attempt.put_off", delivery_id=due.id)
     try:
-        await context.database.write(deliveries.put_off, due, until, tenant=due.tenant)
+        await context.database.write(deliveries.delay, due, until, tenant=due.tenant)
     except Exception as error:  # noqa: BLE001  it is still due, and read again later
         _log.error("attempt.not_put_off", delivery_id=due.id, error=repr(error))
 

@@ -128,7 +128,7 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
         deliveries.fetch_due,
         subscriber.id,
         lane.room_in(backlog),
-        None if backlog.is_manual else backlog.is_retries,
+        "asked" if backlog.is_manual else "retries" if backlog.is_retries else "first",
         subscriber.ordered,
         held_ids,
     )

@@ -106,7 +106,7 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
             raise
         except Exception as error:  # noqa: BLE001  one row must not hold the others
             _log.error("replay.failed", replay_id=replay_id, error=repr(error))
-            await context.database.write(replays.set_aside, replay_id)
+            await context.database.write(replays.delay, replay_id)
     return count, await context.database.read(replays.next_due)
 
 

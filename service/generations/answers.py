@@ -29,9 +29,9 @@ class Answers:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
         by_id = {reply.exchange.generation_id: reply for reply in replies}
         has_end = any(reply.update and reply.update.is_end for reply in replies)
-        read = generations.get_ending if has_end else generations.get_many
+        read = generations.lock_with_sharers if has_end else generations.lock_many
         batch = Batch(tx, self.context, await read(tx, by_id))
-        await tasks.claim(tx, _new_task_ids(batch, by_id))
+        await tasks.lock_tasks(tx, _new_task_ids(batch, by_id))
         exchanges: list[generations.Exchange] = []
         for id_ in filter(batch.generations.__contains__, [*by_id]):
             by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])

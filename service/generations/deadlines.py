@@ -67,7 +67,7 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
 
     Only if it has no planned poll, and no callback waits for its confirmation.
     """
-    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    batch = Batch(tx, context, await generations.lock_many(tx, [id_]))
     generation = batch.generations.get(id_)
     if generation is None or not generation.is_expired(tx.now):
         return
@@ -146,7 +146,7 @@ async def move_on(tx: Transaction, context: Context, id_: str) -> None:
 
     A day after its deadline it is not asked about any more.
     """
-    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    batch = Batch(tx, context, await generations.lock_many(tx, [id_]))
     present = batch.generations.get(id_)
     if present is None or present.is_final:
         return  # A callback has ended it since.

@@ -46,7 +46,7 @@ async def judge_submission(
     answer = reply.answer
     if not isinstance(answer, wire.Report):
         return reply
-    await tasks.claim(tx, {*answer.task_ids, *answer.names})
+    await tasks.lock_tasks(tx, {*answer.task_ids, *answer.names})
     names = answer.names if answer.task_ids else ()
     if names and await tasks.another_has(tx, names, generation.id):
         # Beside the id of the new task stand other ids: a poll by the task's own id decides.
@@ -99,7 +99,7 @@ async def _give_up(tx: Transaction, other: Row, task_ids: Sequence[str]) -> None
         for id_ in task_ids:
             await tasks.revoke_name(tx, id_)
     else:
-        await tasks.release(tx, other["id"], other["task_id"])
+        await tasks.remove_task(tx, other["id"], other["task_id"])
     tx.after_commit(_log_release, other["id"])
 
 

@@ -47,12 +47,14 @@ async def write_proofs(
 ) -> list[callbacks.StoredCallback | None]:
     """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
     # With those that share a task, all are locked at once, and so in order.
-    read = await generations.get_ending(tx, [proof.arrival.generation_id for proof in proofs])
+    read = await generations.lock_with_sharers(
+        tx, [proof.arrival.generation_id for proof in proofs]
+    )
     stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
     pairs = list(zip(proofs, stored, strict=True))
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     batch = ingest.Batch(tx, context, read)
-    await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
+    await tasks.lock_tasks(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
     hints, doubted, ends = [], [], dict[str, ingest.Update]()
     for proof, callback in new:
         needs_task = is_proven = False

@@ -55,7 +55,7 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     A generation that was canceled and deleted meanwhile is returned as it was sent.
     """
     id_ = sent.id
-    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    batch = Batch(tx, context, await generations.lock_many(tx, [id_]))
     if reply.pause_ms:
         await budget.store_pause(tx, context, reply.pause_ms)
     before = batch.generations.get(id_)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from service.generations.ingest import Reply
 from service.model.generation import OPEN, Generation
-from service.store.generations import SHARERS_MAX
+from service.store.generations import SHARERS_READ_MAX
 
 Key = tuple[str, str]  # The status path and the task. Without a task it is the generation's id.
 
@@ -44,7 +44,7 @@ class SharedPolls:
 
     def _may_join(self, key: Key) -> bool:
         poll = self._by_key.get(key)
-        return poll is not None and len(poll.followers) < SHARERS_MAX
+        return poll is not None and len(poll.followers) < SHARERS_READ_MAX
 
     def open(self, key: Key, leader: Generation, *, is_due: bool) -> SharedPoll:
         """Begin a poll that other generations may follow."""

@@ -294,7 +294,7 @@ class Submitter:
 
 async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> None:
     """Mark submissions as `waiting` that may be `sending` and were certainly not sent."""
-    batch = Batch(tx, context, await generations.get_many(tx, ids))
+    batch = Batch(tx, context, await generations.lock_many(tx, ids))
     for id_, generation in [*batch.generations.items()]:
         due_at = schedule.next_submission(1, tx.now, None, context.jitter())
         submit_at = None if generation.is_terminal else due_at
@@ -335,7 +335,7 @@ async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generatio
 
     `deadlines.expire` ends those past their deadline.
     """
-    read = await generations.get_many(tx, ids)
+    read = await generations.lock_many(tx, ids)
     held = await generations.confirmations_of(tx, ids)
     due = [g for g in read.values() if g.id not in held and g.is_submission_due(tx.now)]
     late = [replace(g, submit_at=None) for g in due if g.deadline_at <= tx.now]

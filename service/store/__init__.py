@@ -1,1 +1,1 @@
-"""The database: transactions, named SQL statements, and one module of functions per table."""
+"""The database: transactions, named statements, and a module for each noun."""

@@ -17,14 +17,14 @@ HEADERS_BYTES_MAX = 16_384
 # Callbacks that a generation keeps: who knows its URL must not fill the disk. The last ten are only
 # for callbacks that report an end, so that the outcome is kept as it came, whatever came before.
 CALLBACKS_MAX, PROGRESS_MAX = 100, 90
-PROGRESS_BYTES_MAX = 3 << 20  # And one last body: 4 MiB with the default limit of a body.
+PROGRESS_BYTES_MAX = 3 << 20  # With one last body this is 4 MiB, by the default limit of a body.
 NOT_KEPT = "body_not_kept"
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 HINT_VERDICTS = (*NEW_VERDICTS, "duplicate")  # Upstream is asked because of the callback.
 
 
 class Arrival(msgspec.Struct, kw_only=True):
-    """A request to the callback URL, before its verdict. The receiver fills it in step by step."""
+    """A request to the callback URL, before its verdict; api/receiver.py fills it in by steps."""
 
     id: str
     upstream: str
@@ -62,18 +62,18 @@ class _Room(msgspec.Struct):
         """Cut the row to its digest if there is no room for its body; return its `is_kept`."""
         size = len(row["headers"]) + len(row["body"])
         has_place = self.count < PROGRESS_MAX
-        is_whole = has_place and self.size + size <= PROGRESS_BYTES_MAX
-        if not is_whole and row["body"]:
+        if not has_place or self.size + size > PROGRESS_BYTES_MAX:
             has_last_place = self.count < CALLBACKS_MAX and self.size <= PROGRESS_BYTES_MAX
-            if has_last_place and row["reports_end"] is None:
+            may_be_last = has_last_place and row["body"]
+            if may_be_last and row["reports_end"] is None:
                 return None
-            is_whole = has_last_place and row["reports_end"]
-        if not (is_whole or has_place):
-            return False
-        if not is_whole:
-            row.update(headers=b"[]", body=b"", reason=NOT_KEPT)
+            if not (may_be_last and row["reports_end"]):
+                if not has_place:
+                    return False
+                row.update(headers=b"[]", body=b"", reason=NOT_KEPT)
+                size = len(row["headers"])
         self.count += 1
-        self.size += len(row["headers"]) + len(row["body"])
+        self.size += size
         return True
 
 
@@ -167,7 +167,7 @@ async def plan_confirmations(
     await generations.plan_confirmations(tx, due_times)
 
 
-async def hint(tx: Transaction, arrival: Arrival) -> None:
+async def plan_confirmation_of_unread(tx: Transaction, arrival: Arrival) -> None:
     """Plan the confirmation of a callback whose body is too large to be read."""
     ids = json_text([arrival.generation_id])
     states = await tx.lock("callbacks_generation_states", ids=ids)
@@ -217,7 +217,7 @@ async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> lis
 
 
 async def latest(tx: Transaction, tenant: str, generation_id: str) -> Row | None:
-    """Return the id and the body of the latest callback with a good token."""
+    """Return the id and the body of the latest callback that came before the final outcome."""
     return await tx.one("callback_latest", tenant=tenant, generation_id=generation_id)
 
 

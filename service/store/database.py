@@ -68,8 +68,8 @@ class Transaction(Protocol):
     def charge(self, rows: Mapping[str, int]) -> None:
         """Charge tenants for rows, before a unit writes many: they decide the tenants' turns.
 
-        One call for all rows that the unit knows of: on PostgreSQL a batched unit may end here, and
-        from their number follows with how many of its items it runs again.
+        Charge once, for all rows that the unit knows of: on PostgreSQL the call may end a batched
+        unit, which then runs again with fewer items.
         """
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
@@ -107,7 +107,10 @@ class Ownership(Protocol):
 
     @property
     def locked(self) -> frozenset[int]:
-        """The shards that no other process can take now: `shards`, and those without a beat."""
+        """The shards that no other process can take now.
+
+        These are `shards`, and those that this process gives up or whose beat is late.
+        """
 
     async def acquire(self, shards: Collection[int] | None = None) -> bool:
         """Take the free ones of these shards; None: this worker's share of all, kept up to date.
@@ -124,6 +127,6 @@ class Ownership(Protocol):
     async def other_process_committed(self, shards: Collection[int] | None = None) -> bool:
         """True if another process has committed since the last call, or may have.
 
-        With `shards`, only if it is known of one of these, where commits are known by shard: so no
-        process works on and on because time passes, or others commit in shards that it lacks.
+        With `shards`: only if a notice named one of them (PostgreSQL). Passing time and commits in
+        other shards do not count, so that no tick works without end.
         """

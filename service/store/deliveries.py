@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -13,10 +13,10 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import pages, stats
 from service.store.database import Transaction
+from service.store.item import HEAVY_ROWS
 from service.store.rows import json_text, read_number
 
 CANCEL_BATCH = 500
-MANY = 50  # Only fan-outs of so many deliveries are charged to tenants.
 FETCH_BYTES = 8 * 1024 * 1024
 
 
@@ -63,7 +63,7 @@ async def insert(
     tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
 ) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
-    if len(targets) >= MANY:  # Before anything is made for them: they may be too many.
+    if len(targets) >= HEAVY_ROWS:  # Before anything is made for them: they may be too many.
         tx.charge(Counter(event.tenant for event, _, _ in targets))
     new = [(new_due(e, s, tx.now, "scheduled"), due_at) for e, s, due_at in targets]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
@@ -82,9 +82,9 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
-async def put_off(tx: Transaction, due: DueDelivery, due_at: int) -> None:
-    """Let a pending delivery that cannot be worked wait until `due_at`."""
-    await tx.run("delivery_put_off", tenant=due.tenant, id=due.id, due_at=due_at)
+async def delay(tx: Transaction, due: DueDelivery, due_at: int) -> None:
+    """Delay a pending delivery that cannot be worked until `due_at`."""
+    await tx.run("delivery_delay", tenant=due.tenant, id=due.id, due_at=due_at)
 
 
 async def cancel(tx: Transaction, subscriber_id: str) -> int:
@@ -121,25 +121,25 @@ async def fetch_due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
-    retries: bool | None,  # noqa: FBT001  units take positional arguments
-    ordered: bool,  # noqa: FBT001  the same
+    which: Literal["first", "retries", "asked"],
+    ordered: bool,  # noqa: FBT001  units take positional arguments
     known: frozenset[str],
 ) -> tuple[list[DueDelivery], int | None]:
-    """Return due first attempts or `retries` of a subscriber, and when the next one is due.
+    """Return due deliveries of a subscriber, and when the next one is due.
 
-    `retries` None: the retries that a person asked for (of an `ordered` subscriber, the other two
-    lists have them).
+    `which`: for their "first" attempt, for "retries", or what a person has "asked" for, be it a
+    first attempt or a retry. Of an `ordered` subscriber, the first two lists have these, too.
 
     The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
     `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
     `ordered`, deliveries that wait for an earlier event of their generation are left out, as are
     those whose generation is in `known`.
     """
-    if retries is None:
+    if which == "asked":
         name = "deliveries_asked"
     else:
         name = "deliveries_due_ordered" if ordered else "deliveries_due"
-    values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
+    values = {"subscriber_id": subscriber_id, "retries": which == "retries", "now": tx.now}
     due: list[DueDelivery] = []
     size = 0
     rows: AsyncIterator[Any] = tx.each(name, limit=limit + len(known), **values)
@@ -151,6 +151,8 @@ async def fetch_due(
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
             return due, tx.now
+    if which == "asked":  # Due at once, all of them.
+        return due, None
     return due, await read_number(tx, "delivery_next_due", **values)
 
 
@@ -170,7 +172,7 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
             record.count_in(counts)
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None
-            statement = "deliveries_postpone" if is_retried else "delivery_make_due"
+            statement = "deliveries_delay_later" if is_retried else "delivery_make_due"
             await tx.run(statement, now=tx.now, **row)
     if counts:
         await stats.add(tx, counts)

@@ -66,7 +66,7 @@ async def list_page(
     table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
     # Events that were committed after `order_events` have no seq yet: a reader that continued after
     # one of them could skip an event that is committed later, and gets an earlier seq.
-    placed = "e.seq IS NOT NULL"
+    has_seq = "e.seq IS NOT NULL"
     if generation_id is not None:
         ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"
         # SQLite would read all events of the tenant instead of these few.
@@ -76,7 +76,7 @@ async def list_page(
         filters.append("e.type = :type")
     source = pages.Source(
         table=table,
-        where=[*where, placed],
+        where=[*where, has_seq],
         filters=filters,
         key="e.seq",
         id="e.id",

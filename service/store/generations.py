@@ -36,11 +36,12 @@ _TIMELINE = (
     *("exchanges_of_generation", "callbacks_of_generation"),
     *("events_of_generation", "attempts_of_generation"),
 )
-SHARED_MAX = 20  # Sharers of a task that one batch of polls may end.
-SHARERS_MAX = 50  # Sharers that are read beside a polled generation: its answer counts for all.
+SHARERS_LOCKED_MAX = 20  # Sharers of a task that one batch of polls may end.
+SHARERS_READ_MAX = 50  # Sharers read beside a polled generation: its answer counts for all.
 Work = Literal["submit", "confirm", "poll", "expire"]
-EXCHANGES_MAX = 1_000  # Of a kind, for each generation: the timeline shows no more.
-OVERDUE_LOOK_MAX = 1_000  # Of a tenant's longest due polls so many are searched for overdue ones.
+# Of a kind, for each generation. The timeline shows the first 1,000 of both kinds.
+EXCHANGES_MAX = 1_000
+OVERDUE_SEARCHED_MAX = 1_000  # Of a tenant's longest due polls, searched for overdue ones.
 # The statements that list due generations, and those that tell when the next one is due.
 _DUE: dict[Work, str] = {
     "submit": "generations_to_submit",
@@ -48,6 +49,7 @@ _DUE: dict[Work, str] = {
     "poll": "generations_to_poll",
     "expire": "generations_to_expire",
 }
+# Who polls waits for both, polls and confirmations, so "confirm" has no time of its own.
 _NEXT_DUE: dict[Work, Sequence[str]] = {
     "submit": ["generation_next_submit"],
     "poll": ["generation_next_poll", "confirmation_next"],
@@ -95,18 +97,19 @@ async def insert(tx: Transaction, new: Generation) -> None:
     await add_usage(tx, usage_of(new))
 
 
-async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+async def lock_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Lock the generations and return them by id; ids without a generation are left out."""
     rows = await tx.lock("generations_by_id", ids=json_text(sorted(set(ids))))
     return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
 
-async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
-    """Lock the generations and return them by id, with open ones that share a task with one.
+async def lock_with_sharers(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+    """Lock the generations and return them by id, with those that share a task with one of them.
 
-    An input may have a megabyte, so this is only for generations of which some may have ended.
+    These are SHARERS_LOCKED_MAX at most, without a final outcome. An input may have a megabyte, so
+    this is only for generations of which some may have ended.
     """
-    values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
+    values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARERS_LOCKED_MAX}
     rows = await tx.lock("generations_of_polls", **values)
     return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
@@ -114,8 +117,8 @@ async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generat
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
     """Store changed generations, each as (before, after); they were locked in order of their ids.
 
-    Their confirmations are written afterwards: transactions that write rows in different orders
-    would wait for each other.
+    The caller writes their confirmations after this call, so that all transactions write in one
+    order, and no two wait for each other.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     bodies: list[dict[str, Any]] = []
@@ -144,7 +147,8 @@ async def list_due(
     """
     lists = ("tenants", "without", "apart", "full")
     values: dict[str, Any] = {name: json_text(getattr(choice, name)) for name in lists}
-    values |= {"now": tx.now, "limit": choice.limit, "after": after, "look": OVERDUE_LOOK_MAX}
+    values |= {"now": tx.now, "limit": choice.limit, "after": after}
+    values["searched"] = OVERDUE_SEARCHED_MAX
     due: list[Generation] = []
     for row in await tx.all(_DUE[work], **values):
         try:
@@ -162,7 +166,7 @@ async def list_sharers(tx: Transaction, choice: Choice) -> list[Generation]:
     They are read without their bodies: each may have an input of a megabyte.
     """
     values = {"ids": json_text(choice.shared), "without": json_text(choice.without)}
-    limit = SHARERS_MAX * len(choice.shared)
+    limit = SHARERS_READ_MAX * len(choice.shared)
     return await read_all(tx, Generation, "generations_of_shared", limit=limit, **values)
 
 
@@ -171,6 +175,7 @@ async def next_due(
 ) -> int | None:
     """Return when the next generation is due for `work`; of polls, only those due after now.
 
+    A poll that is due by now is under way, or waits for the end of one that is.
     Submissions of `tenants` are left out, since they get no place. So are submissions and deadlines
     of the generations `without`.
     """
@@ -242,7 +247,7 @@ async def latest_poll_outcomes(tx: Transaction, id_: str, limit: int) -> list[st
     return [row["outcome"] for row in await tx.all("polls_latest", id=id_, limit=limit)]
 
 
-async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
+async def list_ended(tx: Transaction, ids: Collection[str]) -> list[str]:
     """Return the ids of those generations that have ended."""
     rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))
     return [row["id"] for row in rows]

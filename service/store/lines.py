@@ -3,12 +3,14 @@
 A unit may write ten rows or a thousand, so turns are measured in rows (start-time fair queueing). A
 group ends at GROUP_ROWS, or at fewer rows while groups run for longer than GROUP_SECONDS. How many
 rows a unit writes is known only after it has run; that is the estimate for the next unit of the
-same kind. Kinds without an estimate count as UNKNOWN_ROWS. Heavy kinds have a line of their own, so
-that a tenant's requests do not queue behind the tenant's webhooks.
+same kind. A unit counts UNIT_ROWS; one that has charged for rows before, for any tenant, counts the
+estimate of its kind besides, or UNKNOWN_ROWS. Heavy kinds have a line of their own, so that a
+tenant's requests do not queue behind the tenant's webhooks.
 
 What an emptied line has written counts until the others have caught up, or nobody waits: a tenant
 with one heavy unit at a time does not start afresh with each. A heavy line starts LEAD_ROWS later.
-Otherwise a tenant that now and then writes three rows would wait for a heavy unit of each other.
+Otherwise a tenant that now and then writes three rows would wait for a heavy unit of every other
+tenant.
 """
 
 import heapq
@@ -18,14 +20,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from service.store.item import HEAVY_ROWS, Item
 
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
-UNIT_ROWS = 3  # Of an ordinary unit: it takes as long as to insert three deliveries.
+UNIT_ROWS = 3  # What an ordinary unit counts: it takes as long as to insert three deliveries.
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
 GROUP_SECONDS = 0.1  # A group that runs for longer, without its sync, was too large.
 GROUP_ROWS_MIN = 32 * UNIT_ROWS
-UNKNOWN_ROWS = 200  # Of a unit that counts its rows, before it has run for this tenant.
+UNKNOWN_ROWS = 200  # What a unit that charges for rows counts before it has run for this tenant.
 WEIGHTS_MAX = 10_000  # Kinds that are remembered.
 COUNTED_MAX = 1_000  # Units that are remembered to count their rows.
-LEAD_ROWS = 100  # That a light line may write before a heavy one that has written as much.
+LEAD_ROWS = 100  # How many more rows a light line may have written before a heavy one is next.
 ENDS_MAX = 10_000  # Emptied lines that are remembered.
 _Kind = tuple[str | None, object]  # A tenant (None: no tenant, or several) and a unit.
 
@@ -77,7 +79,7 @@ class Lines:
         refunds: Counter[_Kind] = Counter()
         for item in reversed(items):
             self._line_of(item, is_back=True).items.appendleft(item)
-            refunds[item.line] += item.estimate
+            refunds[item.line_key] += item.estimate
         for key in refunds.keys() & self._ends.keys():
             self._ends[key] -= refunds[key]
         self._turns = [(turn - refunds[line.key], at, line) for turn, at, line in self._turns]
@@ -100,7 +102,7 @@ class Lines:
             if rows > room and taken:
                 break
             self._rows, room = turn - line.lead, room - rows
-            item.estimate, item.line = rows, line.key
+            item.estimate, item.line_key = rows, line.key
             taken.append(items.popleft())
             if items:
                 heapq.heapreplace(turns, (turn + rows, arrival, line))
@@ -183,6 +185,6 @@ class Lines:
             self._arrivals += 1
             start = self._rows + line.lead
             end = self._ends.pop(key, start)
-            turn = end if is_back and item.line == key else max(start, end)
+            turn = end if is_back and item.line_key == key else max(start, end)
             heapq.heappush(self._turns, (turn, self._arrivals, line))
         return line

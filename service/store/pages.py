@@ -29,7 +29,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a list's SQL. They are constants of the code; values are bound by name."""
 
-    table: str  # With {index where} SQLite must use a certain index.
+    table: str  # With {index NAME} SQLite must use a certain index.
     where: Sequence[str] = ("tenant = :tenant",)  # Conditions that the index answers.
     joins: str = ""  # Further tables that the columns and filters need.
     filters: Sequence[str] = ()  # Conditions that are checked row by row.

@@ -15,7 +15,7 @@ from service.store import deliveries, rows
 from service.store.database import Transaction
 from service.store.writes import Database
 
-SET_ASIDE_MS = MINUTE
+DELAY_MS = MINUTE
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
 
 
@@ -29,9 +29,9 @@ async def list_due(tx: Transaction, limit: int) -> list[str]:
     return [row["id"] for row in await tx.all("replays_due", now=tx.now, limit=limit)]
 
 
-async def set_aside(tx: Transaction, replay_id: str) -> None:
-    """Delay by SET_ASIDE_MS a replay whose next batch failed."""
-    await tx.run("replay_set_aside", id=replay_id, due_at=tx.now + SET_ASIDE_MS)
+async def delay(tx: Transaction, replay_id: str) -> None:
+    """Delay by DELAY_MS a replay whose next batch failed."""
+    await tx.run("replay_delay", id=replay_id, due_at=tx.now + DELAY_MS)
 
 
 async def next_due(tx: Transaction) -> int | None:
@@ -55,7 +55,7 @@ async def span_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
     """Return the last seq of the tenant's next `limit` events; None if the replay is done."""
     until_id = first_id("evt", replay.until_at + SKEW_MS)
     values = {"tenant": replay.tenant, "cursor": replay.cursor, "last_seq": replay.last_seq}
-    return await rows.read_number(tx, "replay_window", until_id=until_id, limit=limit, **values)
+    return await rows.read_number(tx, "replay_span_end", until_id=until_id, limit=limit, **values)
 
 
 async def matching_seqs(

@@ -60,7 +60,8 @@ _DELETES = {
     "subscribers_notify_old": ("sub", ("subscriber_notify_erase",)),
 }
 
-Progress = tuple[int, str | None]  # How many rows were deleted, and the id to continue after.
+# How many rows were deleted, and the id to continue after; None: the stage is done.
+Progress = tuple[int, str | None]
 Stage = Callable[[Transaction, str], Coroutine[Any, Any, Progress]]  # Deletes a batch after an id.
 
 
@@ -72,13 +73,17 @@ class Sweep:
     after: str = ""
     next_at: int = 0
     fold_at: int = 0
-    reseal_at: int = 0  # Other processes may go on with older keys for a while.
+    # When session.py reseals again: other processes may still seal with an older key.
+    reseal_at: int = 0
 
 
 async def run_due(
     database: Database, sweep: Sweep, retention_days: int, now: int
 ) -> tuple[int, int]:
-    """Delete one batch, if the sweep is due; return how many rows, and when the next is due."""
+    """Delete one batch, if the sweep is due; before it, order the events and add up the usage.
+
+    Return how many rows were deleted, and when the next of these steps is due.
+    """
     if now >= sweep.fold_at:
         await _order_events(database)
         sweep.fold_at = now + await _fold_usage(database)
@@ -144,10 +149,10 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
 
 
 async def _delete_unreferenced(name: str, before: int, tx: Transaction, _after: str) -> Progress:
-    """Delete rows to which no other row refers: they need no id to continue after."""
+    """Delete rows to which no other row refers: what is left is at the beginning of the table."""
     # Replays are found by their id, the others by a time.
     deleted = await tx.run(name, before=before, before_id=first_id("rpl", before), limit=BATCH)
-    return deleted, "more" if deleted == BATCH else None
+    return deleted, "" if deleted == BATCH else None  # From the beginning again.
 
 
 async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> Progress:

@@ -1,8 +1,8 @@
 """Converts rows to structs and back: some columns hold JSON, and integers become booleans."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,14 +22,23 @@ JSON_COLUMNS = (
 )
 # Those of a page may have a million values, of clients and upstream: that takes a second to decode.
 COPIED_COLUMNS = ("input", "output")
-# The statements that read a noun by its id, insert it and update it.
-_STATEMENTS: dict[type[msgspec.Struct], Sequence[str]] = {
-    delivery.Delivery: ["delivery_by_id"],
-    event.Event: ["event_by_id"],
-    generation.Generation: ["generation_by_id"],
-    key.Key: ["key_by_id", "key_insert"],
-    replay.Replay: ["replay_by_id", "replay_insert", "replay_update"],
-    subscriber.Subscriber: ["subscriber_by_id", "subscriber_insert", "subscriber_update"],
+
+
+class _Names(NamedTuple):
+    """The statements that read a noun by its id, insert it and update it."""
+
+    by_id: str
+    insert: str = ""  # Empty: another module inserts it, or changes it.
+    update: str = ""
+
+
+_STATEMENTS = {
+    delivery.Delivery: _Names("delivery_by_id"),
+    event.Event: _Names("event_by_id"),
+    generation.Generation: _Names("generation_by_id"),
+    key.Key: _Names("key_by_id", "key_insert"),
+    replay.Replay: _Names("replay_by_id", "replay_insert", "replay_update"),
+    subscriber.Subscriber: _Names("subscriber_by_id", "subscriber_insert", "subscriber_update"),
 }
 # msgspec prepares a struct at its first use, and crashes if two threads do that at once. So all
 # structs that rows become are prepared here.
@@ -114,31 +123,31 @@ async def read_one(tx: Transaction, struct: type[T], name: str, /, **values: obj
 async def read_by_id(
     tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
 ) -> T | None:
-    """Return the noun with this id. Keys, events and deliveries are read only of a tenant.
+    """Return the noun with this id; a key, an event or a delivery only if it is the tenant's.
 
-    For a key, None is any tenant.
+    For a key, None is any tenant. For the other nouns `tenant` is ignored: the caller compares it.
     """
-    return await read_one(tx, struct, _STATEMENTS[struct][0], id=id_, tenant=tenant)
+    return await read_one(tx, struct, _STATEMENTS[struct].by_id, id=id_, tenant=tenant)
 
 
 async def lock_by_id(
     tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
 ) -> T | None:
     """Like `read_by_id`, and lock the row, as whoever changes it must."""
-    matches = await tx.lock(_STATEMENTS[struct][0], id=id_, tenant=tenant)
+    matches = await tx.lock(_STATEMENTS[struct].by_id, id=id_, tenant=tenant)
     return decode_row(struct, matches[0]) if matches else None
 
 
 async def insert(tx: Transaction, new: msgspec.Struct, **columns: object) -> None:
     """Store a new noun, with further columns that its struct does not have."""
-    await tx.run(_STATEMENTS[type(new)][1], **encode_row(new), **columns)
+    await tx.run(_STATEMENTS[type(new)].insert, **encode_row(new), **columns)
 
 
 async def update(tx: Transaction, old: T, **changes: Any) -> T:
     """Store `changes` to a noun that is locked; return the changed one."""
     assert old.id in tx.locked, "a row is changed that is not locked"  # type: ignore[attr-defined]
     new = msgspec.structs.replace(old, **changes)
-    await tx.run(_STATEMENTS[type(new)][2], **encode_row(new))
+    await tx.run(_STATEMENTS[type(new)].update, **encode_row(new))
     return new
 
 

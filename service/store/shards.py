@@ -24,8 +24,8 @@ def choose_surplus(
 ) -> set[int]:
     """Return the shards to give up, so that no more than the share is left.
 
-    Shards without requests under way come first, as they can be given up at once. Shard 0 comes
-    last: its holder does the work that belongs to no shard.
+    Shards without requests under way come first, as they can be given up at once. Among equal ones,
+    shard 0 comes last: its holder does the work that belongs to no shard.
     """
     ordered = sorted(held, key=lambda shard: (shard in busy, shard not in leaving, -shard))
     return set(ordered[: max(0, len(held) - share)])

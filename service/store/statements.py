@@ -3,13 +3,14 @@
 A mark is `{name}` or `{name word}`. Each database has a text for each mark, in which the word takes
 the place of each `{}`. `{held g}` and `{held_id column}` keep only rows whose shard this process
 holds. A text that several statements share begins with a line `-- part: NAME`, and the mark
-`{NAME}` inserts it. A statement that differs as a whole stands again, under the same name, in the
-overrides of a database.
+`{NAME}` inserts it; a mark of a database replaces a part of the same name. A statement that differs
+as a whole stands again, under the same name, in the overrides of a database.
 
 A line `-- lock: g, b` names the tables whose rows `Transaction.lock` locks, in the order in which
-the statement returns them: `{sorted g.id}`, where there is no other. A statement that also looks at
-tables whose rows it does not lock has `-- lock, then look again: g` instead: other transactions may
-change them while PostgreSQL waits for a lock, and it shows them as they were before.
+the statement returns them: it has `{sorted g.id}`, unless it has an ORDER BY. A statement that also
+looks at tables whose rows it does not lock has `-- lock, then look again: g` instead: other
+transactions may change them while PostgreSQL waits for a lock, and it shows them as they were
+before.
 """
 
 import re

@@ -17,7 +17,8 @@ from service.model.ids import first_id, time_of
 from service.store import rows
 from service.store.database import Row, Transaction
 
-SLOT_MS = 5 * MINUTE  # Attempts are counted by slots of time: "the last hour" is exact to one slot.
+# Attempts are counted by slots of time (not those of a lane): "the last hour" is exact to one slot.
+SLOT_MS = 5 * MINUTE
 RETENTION_MS = DAY + SLOT_MS
 GROWTH = 1.1
 BUCKET_MAX = 150  # Longer than any attempt that the settings allow.
@@ -115,7 +116,7 @@ async def _ages(tx: Transaction, ids: Sequence[str]) -> dict[str, float]:
 
 
 async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
-    """Return the age of the oldest pending delivery of subscribers in seconds, of COUNT_MAX."""
+    """Return the age in seconds of the oldest pending delivery, for up to COUNT_MAX subscribers."""
     owed = await tx.all("subscribers_owed", limit=COUNT_MAX)
     return await _ages(tx, [row["subscriber_id"] for row in owed])
 

@@ -34,7 +34,10 @@ def _decode(*values: Any) -> list[Subscriber]:
 
 
 async def owed_notices(tx: Transaction, tenant: str, since_at: int) -> int:
-    """Return how many deliveries tell a tenant's subscribers of those disabled since a time."""
+    """Return how many deliveries are needed to tell a tenant's subscribers who was disabled.
+
+    Each enabled one is told of each one that was disabled since a time.
+    """
     values = {"tenant": tenant, "since_at": since_at}
     return await rows.read_number(tx, "subscribers_owed_notices", **values) or 0
 
@@ -98,20 +101,20 @@ async def delete(tx: Transaction, old: Subscriber) -> None:
 async def store_rest(
     tx: Transaction, tenant: str, receiver: str, slow_until: int, asked_at: int
 ) -> None:
-    """Store until when the tenant's lanes to a receiver pause, unless a later time is stored."""
+    """Store until when the tenant's lanes to a receiver rest, unless a later time is stored."""
     values = {"slow_until": slow_until, "asked_at": asked_at}
     await tx.run("rest_store", tenant=tenant, receiver=receiver, **values)
 
 
 async def rests_of(tx: Transaction, tenant: str, receivers: tuple[str, str]) -> dict[str, int]:
-    """Return until when the lanes to each of two receivers pause, or last did; else 0."""
+    """Return until when the lanes to each of two receivers rest, or last did; else 0."""
     receiver, narrower = receivers
     rests = await tx.all("rests_of", tenant=tenant, receiver=receiver, narrower=narrower)
     return {**dict.fromkeys(receivers, 0), **{row["receiver"]: row["slow_until"] for row in rests}}
 
 
 async def end_rests(tx: Transaction, tenant: str, origin: str, until: int) -> int:
-    """Delete the pauses that receivers at an origin asked for at `until` or before; count them."""
+    """Delete the rests that receivers at an origin asked for at `until` or before; count them."""
     count = await tx.run("rests_end", tenant=tenant, origin=origin, until=until)
     if count:
         await bump_revision(tx, tenant)

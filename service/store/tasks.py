@@ -28,12 +28,12 @@ async def holders(
     return await tx.all("generations_of_tasks", **values, own_task=own_task, input=input_text)
 
 
-async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
+async def lock_tasks(tx: Transaction, task_ids: Collection[str]) -> None:
     """Wait until no other transaction may give one of the tasks to a generation.
 
-    The caller has locked the generations that may get them: all units claim tasks after that.
+    The caller has locked the generations that may get them: all units lock tasks after that.
     """
-    # By shard: a batch may name thousands, and the server's table of locks is small.
+    # By a hash: a batch may name thousands, and the server's table of locks is small.
     await tx.lock_names(*{f"task {shard_of(id_)}" for id_ in task_ids})
 
 
@@ -44,9 +44,9 @@ async def another_has(
     return bool(await holders(tx, task_ids, generation_id, own_task, limit=1))
 
 
-async def release(tx: Transaction, generation_id: str, task_id: str) -> None:
+async def remove_task(tx: Transaction, generation_id: str, task_id: str) -> None:
     """Remove a task from a generation that still has it, and has not succeeded or failed."""
-    await tx.run("generation_release_task", id=generation_id, task_id=task_id)
+    await tx.run("generation_remove_task", id=generation_id, task_id=task_id)
 
 
 async def is_name(

@@ -50,7 +50,7 @@ class Turns:
             self._held_bytes -= Counter({tenant: held_bytes})  # Forgets who holds nothing.
 
 
-def retrieve_error(task: asyncio.Future[Any]) -> None:
+def ignore_error(task: asyncio.Future[Any]) -> None:
     """Mark the error of a task as seen: its caller may be gone."""
     if not task.cancelled():
         task.exception()

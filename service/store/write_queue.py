@@ -72,11 +72,11 @@ class Queue:
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put items that were taken, and did not run, back to the front of their lines."""
-        items = self.start(items)
+        items = self.drop_refused(items)
         self._committing.difference_update(items)
         self._waiting.put_back(items)
 
-    def start(self, items: Sequence[Item]) -> Sequence[Item]:
+    def drop_refused(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return those of the taken items that may run now; the others were refused and leave."""
         if not self._refused:
             return items

@@ -22,13 +22,14 @@ PROBE_SECONDS = 10.0  # If the last commit is older, `commit_problem` tries a co
 
 
 class Database(ABC):
-    """The database of one process. It commits the units that wait in a task."""
+    """The database of one process. A task commits the units that wait."""
 
     def __init__(self, queue_max: int) -> None:
         self._wake = asyncio.Event()
         self._queue = Queue(queue_max, self._wake.set)
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._full: set[object] = set()  # Units that wait until a commit ends, which wakes them.
+        # Units with BATCHES_MAX batches in a commit (PostgreSQL only); a commit's end wakes them.
+        self._held_units: set[object] = set()
         self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
@@ -159,7 +160,7 @@ class Database(ABC):
             raise StorageBusyError(STALLED)
         self._queue.put(item)
         if not may_wait:
-            if item.unit not in self._full:
+            if item.unit not in self._held_units:
                 self._wake.set()
         elif self._wake_timer is None:
             loop = asyncio.get_running_loop()
@@ -220,7 +221,10 @@ class Database(ABC):
 
 
 async def wait_for_end(task: asyncio.Task[None]) -> None:
-    """Wait for a task, which others may cancel, and raise its error; cancel it with this."""
+    """Wait for a task, which others may cancel, and raise its error.
+
+    If the caller is canceled, cancel the task.
+    """
     try:
         await asyncio.wait([task])
     finally:

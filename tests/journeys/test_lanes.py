@@ -255,7 +255,7 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 1, 1])
 
         async def slow(unit: Any, *args: Any) -> Any:
-            if unit is stored.fetch_due and args[2] is False:
+            if unit is stored.fetch_due and args[2] == "first":
                 await reading()  # First attempts, while a retry is being recorded.
             return await type(database).read(database, unit, *args)
 

@@ -59,7 +59,7 @@ async def test_whatever_raises_in_an_attempt_its_slot_comes_back(
         raise error
 
     async def write(database: Any, unit: Any, *args: Any, **options: Any) -> Any:
-        if unit is stored.put_off and not is_stored:
+        if unit is stored.delay and not is_stored:
             raise StorageError("disk I/O error")
         return await real_write(database, unit, *args, **options)
 

@@ -304,12 +304,12 @@ async def test_a_poll_without_an_end_reads_no_generation_but_its_own(
 ) -> None:
     read_ids: list[list[str]] = []
 
-    async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+    async def lock_with_sharers(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
         read_ids.append(list(ids))
         return await get(tx, ids)
 
-    get = generations.get_ending
-    monkeypatch.setattr(generations, "get_ending", get_ending)
+    get = generations.lock_with_sharers
+    monkeypatch.setattr(generations, "lock_with_sharers", lock_with_sharers)
     async with opened(tmp_path, public_url=None) as world:
         first = await create(world, create_answer("shared"))
         second = await create(world, create_answer("shared"))

@@ -128,7 +128,7 @@ async def test_callbacks_to_each_url_lead_to_one_question_a_step(tmp_path: Path)
 
 
 async def test_an_end_reaches_all_that_share_its_task(tmp_path: Path) -> None:
-    count = generations.SHARED_MAX + 5
+    count = generations.SHARERS_LOCKED_MAX + 5
     async with opened(tmp_path, public_url=None) as world:
         await world.subscribe()
         ids = await share(world, count)
@@ -226,7 +226,7 @@ async def test_who_is_due_or_refreshed_while_a_question_hangs_follows_it(tmp_pat
 async def test_more_than_may_follow_a_question_that_hangs_get_another_one(
     tmp_path: Path, *, is_shared: bool
 ) -> None:
-    count = generations.SHARERS_MAX + 3
+    count = generations.SHARERS_READ_MAX + 3
     async with opened(tmp_path, public_url=None) as world:
         await share(world, count)
         hanging = DelayedAnswer(WORKING)

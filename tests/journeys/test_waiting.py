@@ -94,7 +94,7 @@ async def test_one_look_finds_what_another_process_recorded_for_all_who_wait(
         world.app.begin_stop()
         answers.append(await requests[1])
         # Asserted at the end: a request left behind would read after the database was closed.
-        assert of_the_look == [generations.ended]
+        assert of_the_look == [generations.list_ended]
         assert still_waits
         statuses = [answer.json()["status"] for answer in answers]
         assert statuses == ["succeeded", "succeeded", "processing"]

@@ -83,7 +83,7 @@ async def test_generations_that_time_out_together_are_units_of_their_tenants(
 async def test_a_webhook_does_not_wait_for_all_that_another_tenants_subscribers_are_owed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "MANY", 1)
+    monkeypatch.setattr(deliveries, "HEAVY_ROWS", 1)
     monkeypatch.setattr(lines, "GROUP_ROWS", 40)
     monkeypatch.setattr("service.store.item.HEAVY_ROWS", 5)
     monkeypatch.setattr(lines, "HEAVY_ROWS", 5)

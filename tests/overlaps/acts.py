@@ -72,7 +72,7 @@ def _attempt(status: int) -> Act:
         context, id_ = world.app.context, names["subscriber"]
         database = context.database
         recipient = await database.read(read_recipient, context.vault, id_)
-        pending = await database.read(deliveries.fetch_due, id_, 1, True, False, frozenset())
+        pending = await database.read(deliveries.fetch_due, id_, 1, "retries", False, frozenset())
         if recipient is not None and pending[0]:
             world.subscribers.answers[recipient.subscriber.url].append(status)
             [due] = pending[0]

@@ -28,7 +28,7 @@ SCHEDULE = [0, 2, 10, 30]
 SETTLE_SECONDS = (*[70] * 8, *[2_500] * 4)
 LOOKS_MAX = 3_000
 # What fails while the queue in front of the database is full: all that the dispatcher does there.
-UNITS = {"record_attempts", "_record_with_health", "put_off", "cancel", "add"}
+UNITS = {"record_attempts", "_record_with_health", "delay", "cancel", "add"}
 READS = {"read_recipient", "fetch_due", "next_due_times"}
 
 

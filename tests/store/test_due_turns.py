@@ -27,7 +27,7 @@ def store(connection: sqlite3.Connection, tenant: str, count: int, due_at: int =
 
 def find(connection: sqlite3.Connection, name: str, **values: Any) -> list[str]:
     sql, bind, _ = statements()[name]
-    defaults = {**LISTS, "now": NOW, "look": 1_000, "limit": 64, "after": ""}
+    defaults = {**LISTS, "now": NOW, "searched": 1_000, "limit": 64, "after": ""}
     return [row[0] for row in connection.execute(sql, bind({**defaults, **values})).fetchall()]
 
 

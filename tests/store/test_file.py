@@ -57,6 +57,11 @@ def cut_in_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def put_second_name(path: Path) -> None:
+    path.touch()
+    path.with_name("other.db").hardlink_to(path)
+
+
 def overwrite(path: Path) -> None:
     path.write_bytes(path.with_name("copy.db").read_bytes())
 
@@ -203,10 +208,22 @@ async def test_a_folder_is_no_database(tmp_path: Path) -> None:
 def test_files_that_are_opened_or_closed_at_the_moment_are_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
     seen = ["it was deleted", "it was deleted", None]
-    monkeypatch.setattr(opening, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(opening, "_find_problem", lambda _: seen.pop(0))
+    monkeypatch.setattr(opening, "_find_loss", lambda _: seen.pop(0))
     assert opening.problem_before_opening("test.db") is None
     assert not seen
-    monkeypatch.setattr(opening, "_find_problem", lambda _: "it was deleted")
+    assert len(slept) == 2, "it waited although nothing was lost any more"
+    monkeypatch.setattr(opening, "_find_loss", lambda _: "it was deleted")
     assert opening.problem_before_opening("test.db") == "it was deleted"
+    assert len(slept) == 2 + opening._LOOKS
+
+
+@pytest.mark.parametrize("spoil", [os.mkfifo, put_second_name])
+def test_what_no_process_changes_by_opening_a_file_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path / "test.db")
+    monkeypatch.setattr("time.sleep", lambda _seconds: pytest.fail("it waited"))
+    assert opening.problem_before_opening(str(tmp_path / "test.db"))

@@ -236,7 +236,7 @@ async def test_write_always_is_stored_when_another_unit_of_its_group_fails(
 
 
 async def put_many(tx: Transaction, names: Sequence[str]) -> list[int]:
-    rows = [{"name": f"{name}{i}"} for name in names for i in range(group.CHANGED_MAX // 4)]
+    rows = [{"name": f"{name}{i}"} for name in names for i in range(group.GROUP_CHANGES_MAX // 4)]
     sql = "INSERT INTO things VALUES (:name, 0)"
     for row in rows:
         await tx.select(sql, row)
@@ -251,7 +251,7 @@ async def put_many_alone(tx: Transaction, name: str) -> None:
 async def test_a_group_writes_so_many_rows_of_one_kind_and_leaves_the_others_for_the_next(
     database: Database, monkeypatch: pytest.MonkeyPatch, small: Any
 ) -> None:
-    monkeypatch.setattr(group, "CHANGED_MAX", 40)
+    monkeypatch.setattr(group, "GROUP_CHANGES_MAX", 40)
     monkeypatch.setattr(group, "FIRST_ITEMS", 1)
     ended: list[str] = []
 
@@ -277,6 +277,6 @@ async def test_a_group_is_measured_while_it_runs(
     monkeypatch.setattr(
         database._queue._waiting, "learn", lambda items: learned.extend(i.seconds for i in items)
     )
-    monkeypatch.setattr(group, "CHANGED_MAX", 40)
+    monkeypatch.setattr(group, "GROUP_CHANGES_MAX", 40)
     await asyncio.gather(*(database.write_batched(put_many, name) for name in "ab"))
     assert learned == [10, 0]

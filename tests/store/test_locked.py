@@ -49,12 +49,12 @@ async def test_a_task_is_taken_only_from_a_generation_that_still_has_it(tmp_path
         await database.write(generations.insert, replace(stored, task_id=None))
 
         async def update(tx: Transaction) -> None:
-            [before] = (await generations.get_many(tx, [stored.id])).values()
+            [before] = (await generations.lock_many(tx, [stored.id])).values()
             await generations.update(tx, [(before, stored)])
 
         await database.write(update)
         for task_id, left in (("another", ("its-own", 5)), ("its-own", (None, None))):
-            await database.write(tasks.release, stored.id, task_id)
+            await database.write(tasks.remove_task, stored.id, task_id)
             after = await database.read(rows.read_by_id, Generation, stored.id)
             assert after is not None
             assert (after.task_id, after.next_poll_at) == left

@@ -242,7 +242,7 @@ async def test_a_question_is_taken_once_if_the_commit_that_took_it_breaks(
         [row] = await rows(
             world, "SELECT number FROM revisions WHERE noun = 'upstream_asked_until'"
         )
-        free_at_ms = START - poll_rate.AT_ONCE_US // 1_000 + 500
+        free_at_ms = START - poll_rate.UNUSED_KEPT_US // 1_000 + 500
         assert (breaks, row["number"]) == ([], free_at_ms * 1_000)
 
 

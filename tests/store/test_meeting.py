@@ -198,7 +198,7 @@ async def test_eight_writers_that_change_the_same_generations_in_any_order_wait_
     async def change(tx: Transaction, shift: int) -> None:
         changes = []
         ids = [each.id for each in stored[:: -1 if shift % 2 else 1]]
-        read = await generations.get_many(tx, ids)
+        read = await generations.lock_many(tx, ids)
         for number, before in enumerate(read[id_] for id_ in ids):
             fields = {"next_poll_at": shift} if (number + shift) % 3 else {"submit_count": shift}
             changes.append((before, replace(before, **fields)))

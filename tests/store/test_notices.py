@@ -86,7 +86,7 @@ async def test_a_schema_with_a_long_name_has_a_channel(postgres: engine.Schemas)
         async with connection.transaction():
             name = "s" * 63
             await connection.execute(f"CREATE SCHEMA {name}; SET LOCAL search_path TO {name}")
-            channel = await connection.fetchval(f"SELECT {notices.CHANNEL}")
+            channel = await connection.fetchval(f"SELECT {notices.CHANNEL_SQL}")
             await connection.execute(notices._NOTIFY, "5")
             await connection.execute(f"DROP SCHEMA {name}")
             await connection.add_listener(channel, lambda *args: heard.set_result(args[3]))

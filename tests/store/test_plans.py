@@ -68,7 +68,7 @@ def test_due_work_comes_from_its_partial_index(explain: Explain, name: str) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["deliveries_due_ordered", "deliveries_postpone", "delivery_make_due", "replay_matches"],
+    ["deliveries_due_ordered", "deliveries_delay_later", "delivery_make_due", "replay_matches"],
 )
 def test_deliveries_of_an_event_are_read_by_event_and_not_by_subscriber(
     explain: Explain, name: str

@@ -12,7 +12,7 @@ from service.store import deliveries, write_queue, writes
 from service.store.database import Transaction
 from service.store.postgres import Database
 from service.store.postgres.database import BATCHES_MAX, WRITERS_MAX
-from service.store.postgres.transaction import CHARGED_MAX, TooManyRowsError
+from service.store.postgres.transaction import BATCH_CHARGE_MAX, TooManyRowsError
 from service.store.postgres.transaction import Transaction as PostgresTransaction
 from tests.store.test_postgres import database, increment, number, until
 
@@ -40,7 +40,7 @@ async def fill(database: Database, held: Held) -> list[Any]:
         writes.append(database.write_batched(unit, str(count)))
         await until(lambda count=count: len(held.batches) > count)  # type: ignore[misc]
     writes.append(database.write_batched(unit, "waits"))
-    await until(lambda: bool(database._full))
+    await until(lambda: bool(database._held_units))
     return writes
 
 
@@ -118,30 +118,30 @@ async def test_a_batch_of_too_many_rows_runs_with_fewer_items_and_the_others_lat
     writes = [fan.write(database, "t", 1_000) for _ in range(100)]
     assert await asyncio.gather(*writes) == ["t"] * 100
     assert fan.tries[0] == 100
-    assert max(map(len, fan.batches)) * 1_000 <= CHARGED_MAX
+    assert max(map(len, fan.batches)) * 1_000 <= BATCH_CHARGE_MAX
     assert fan.tries[-10:] == [1] * 10  # By then it is known how many rows each writes.
 
 
 async def test_a_batch_that_charges_item_by_item_is_tried_a_few_times(database: Database) -> None:
-    """Its unit ends just above CHARGED_MAX each time, so it never tells how many rows it has."""
+    """Its unit ends just above BATCH_CHARGE_MAX each time, and never tells how many rows it has."""
     fan = Fan()
     tenants = [f"t{number}" for number in range(500)]
     writes = [fan.write(database, tenant, 11) for tenant in tenants]
     assert await asyncio.gather(*writes) == tenants
     assert len(fan.tries) - len(fan.batches) == 1
-    assert max(map(len, fan.batches)) * 11 <= CHARGED_MAX
+    assert max(map(len, fan.batches)) * 11 <= BATCH_CHARGE_MAX
 
 
 async def test_a_batch_is_charged_for_all_tenants_before_it_ends() -> None:
     of_ping: dict[str, Any] = {"type": "ping", "generation_id": None, "created_at": 0, "body": b""}
     events = [Event(id=f"evt_{n}", tenant=f"t{n}", **of_ping) for n in range(100)]
     nobody: Any = None  # It ends before it makes a delivery for a subscriber.
-    targets = [(event, nobody, 0) for event in events for _ in range(CHARGED_MAX // 50)]
+    targets = [(event, nobody, 0) for event in events for _ in range(BATCH_CHARGE_MAX // 50)]
     tx = PostgresTransaction(None, 0, frozenset())
     tx.has_many_items = True
     with pytest.raises(TooManyRowsError) as raised:
         await deliveries.insert(tx, targets)
-    assert raised.value.rows == 2 * CHARGED_MAX
+    assert raised.value.rows == 2 * BATCH_CHARGE_MAX
 
 
 async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: Database) -> None:
@@ -154,7 +154,7 @@ async def test_the_end_commits_what_a_batch_of_too_many_rows_has_left(database: 
 
 async def test_one_item_may_write_more_rows_than_a_batch(database: Database) -> None:
     fan = Fan()
-    writes = [fan.write(database, "t", 2 * CHARGED_MAX) for _ in range(3)]
+    writes = [fan.write(database, "t", 2 * BATCH_CHARGE_MAX) for _ in range(3)]
     assert await asyncio.gather(*writes) == ["t"] * 3
     assert [len(batch) for batch in fan.batches] == [1] * 3
 

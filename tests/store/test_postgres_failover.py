@@ -80,7 +80,9 @@ async def test_no_connection_to_a_server_that_hangs_is_used_after_the_first_has_
         await world.generate()
         async with contextlib.AsyncExitStack() as all_at_once:
             for _ in range(4):  # So that as many connections are idle afterwards.
-                await all_at_once.enter_async_context(connection.taken(world.app.database._pool))
+                await all_at_once.enter_async_context(
+                    connection.transaction_of(world.app.database._pool)
+                )
         with first.hanging():
             await asyncio.to_thread(second.promote)
             assert (await world.call_back()).status_code == 503
@@ -104,7 +106,7 @@ async def test_a_server_that_says_nothing_is_passed_over_and_asked_last_from_the
     url = parts._replace(query=f"host=127.0.0.1,{folder}&port={port},5432").geturl()
     pool = await connection.open_pool(url, 2, "genhook")
     for _ in range(2):
-        async with connection.taken(pool) as taken:
+        async with connection.transaction_of(pool) as taken:
             assert await taken.fetchval("SELECT 1") == 1
     await pool.close()
     deaf.accept()[0].close()

@@ -85,7 +85,7 @@ async def test_pending_deliveries_are_read_in_the_order_of_their_due_times(conne
 
 @pytest.mark.parametrize(
     "name",
-    ["deliveries_due_ordered", "deliveries_postpone", "delivery_make_due", "replay_matches"],
+    ["deliveries_due_ordered", "deliveries_delay_later", "delivery_make_due", "replay_matches"],
 )
 async def test_deliveries_of_an_event_are_read_by_event(connection: Any, name: str) -> None:
     plan = await explain(connection, name)

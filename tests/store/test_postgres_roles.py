@@ -13,7 +13,7 @@ import pytest
 from service.cli import main
 from service.model.errors import StorageError
 from service.store.postgres import Database
-from service.store.postgres.connection import connect, failures
+from service.store.postgres.connection import connect, raising_storage_error
 from tests import engine
 from tests.cli.test_serve import KEYS
 from tests.wire.pooler import pooled
@@ -141,6 +141,6 @@ async def test_a_new_connection_that_is_refused_is_no_fault_of_the_unit(
 def test_a_lost_connection_is_not_told_in_the_words_of_the_driver(kind: type[Exception]) -> None:
     with (
         pytest.raises(StorageError, match=r"^the database failed: the connection was lost$"),
-        failures("the database failed"),
+        raising_storage_error("the database failed"),
     ):
         raise kind("cannot switch to state 15; another operation (2) is in progress")

@@ -146,10 +146,10 @@ async def test_who_is_refused_while_the_file_is_opened_anew_never_runs(
 
     async def reopen(_writer: object) -> None:
         await opened.wait()
-        database._is_lost = False
+        database._must_reopen = False
 
     monkeypatch.setattr(database, "_reopen", reopen)
-    database._is_lost = True
+    database._must_reopen = True
     refused = database.write(write)
     for _ in range(5):
         await asyncio.sleep(0)  # noqa: TID251  until it is taken

@@ -59,11 +59,11 @@ async def test_shards_are_free_though_a_release_is_cancelled_while_it_waits_for_
 ) -> None:
     looking, ticking = Hanging(), ShardLocks(database)
     assert await ticking.acquire(ALL)
-    monkeypatch.setattr(locks.Locks, "look", looking)
+    monkeypatch.setattr(locks.Locks, "read_view", looking)
     beat = asyncio.create_task(ticking.beat())
     await looking.begun.wait()
     releasing = asyncio.create_task(ticking.release())
-    while not ticking._turn._waiters:
+    while not ticking._round_lock._waiters:
         await database.schema_problem()
     releasing.cancel()
     with pytest.raises(asyncio.CancelledError):

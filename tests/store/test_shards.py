@@ -302,15 +302,15 @@ async def test_a_worker_that_was_silent_itself_replaces_nobody(
         )
         replaced: list[float] = []
 
-        async def look(_locks: locks.Locks) -> locks.View:
+        async def read_view(_locks: locks.Locks) -> locks.View:
             return view
 
-        async def replace(_locks: locks.Locks, _silent: locks.Silent) -> bool:
+        async def terminate(_locks: locks.Locks, _silent: locks.Silent) -> bool:
             replaced.append(clock.now)
             return True
 
-        monkeypatch.setattr(locks.Locks, "look", look)
-        monkeypatch.setattr(locks.Locks, "replace", replace)
+        monkeypatch.setattr(locks.Locks, "read_view", read_view)
+        monkeypatch.setattr(locks.Locks, "terminate", terminate)
         worker._is_worker = False  # What it holds stays.
         clock.now += 60
         for _ in range(8):
@@ -335,13 +335,13 @@ async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
     monkeypatch.setattr(ownership, "VALID_SECONDS", 4)
     monkeypatch.setattr(locks, "SILENT_SECONDS", 6)
     clock, asleep, silences, replaced = Seconds(), Seconds(), [7.0, seconds], list[float]()
-    look = locks.Locks.look
+    read_view = locks.Locks.read_view
 
-    async def look_at_silence(session: locks.Locks) -> locks.View:
-        view = await look(session)
+    async def view_silence(session: locks.Locks) -> locks.View:
+        view = await read_view(session)
         return view._replace(silent=locks.Silent(7, "genhook-0", silences.pop(0)), taken=ALL)
 
-    async def replace(_locks: locks.Locks, silent: locks.Silent) -> bool:
+    async def terminate(_locks: locks.Locks, silent: locks.Silent) -> bool:
         replaced.append(silent.seconds)
         return True
 
@@ -349,8 +349,8 @@ async def test_who_only_ticks_replaces_whom_it_has_found_silent_before(
     assert await ticking.acquire({1})
     await ticking.release()
     clock.now += 60
-    monkeypatch.setattr(locks.Locks, "look", look_at_silence)
-    monkeypatch.setattr(locks.Locks, "replace", replace)
+    monkeypatch.setattr(locks.Locks, "read_view", view_silence)
+    monkeypatch.setattr(locks.Locks, "terminate", terminate)
     for _ in range(2):
         assert not await ticking.acquire(ALL)
         clock.now += pause
@@ -365,7 +365,7 @@ async def test_who_has_spoken_since_is_not_replaced(
         assert worker._locks
         assert other._locks
         named = locks.Silent(other._locks.pid, other._database.name, 99.0)
-        assert not await worker._locks.replace(named)
+        assert not await worker._locks.terminate(named)
         await other.beat()
 
 
@@ -567,5 +567,5 @@ async def test_a_process_that_works_on_nothing_tells_of_all_its_commits(
 
 
 def test_the_clock_of_the_shards_goes_on() -> None:
-    assert ownership.awake_seconds() <= ownership.awake_seconds()
-    assert ownership.asleep_seconds() > -1
+    assert ownership.seconds_since_boot() <= ownership.seconds_since_boot()
+    assert ownership.seconds_asleep() > -1

@@ -165,7 +165,7 @@ async def test_write_always_raises_what_the_unit_raises(database: Database) -> N
 async def test_what_comes_behind_others_sees_what_all_of_them_have_written(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "CHANGED_MAX", 1)  # A group on SQLite leaves the second one.
+    monkeypatch.setattr(group, "GROUP_CHANGES_MAX", 1)  # A group on SQLite leaves the second one.
     others = [database.write(put, name) for name in "ab"]
     assert await database.write_behind(names_in) == ["a", "b"]
     assert await asyncio.gather(*others) == [1, 1]

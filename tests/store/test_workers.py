@@ -285,10 +285,10 @@ async def test_a_worker_whose_loop_hung_is_replaced_and_repeats_nothing(
             monkeypatch.setattr(locks, "SILENT_SECONDS", 0.5)
             session = worker.session
             its_right: Any = worker.ownership
-            async with its_right._turn:  # The last beat is over.
+            async with its_right._round_lock:  # The last beat is over.
                 holding = hanging.database.holding
-                valid_until = ownership.awake_seconds() + 0.2
-                holding.put(holding.shards, valid_until, ownership.awake_seconds)
+                valid_until = ownership.seconds_since_boot() + 0.2
+                holding.put(holding.shards, valid_until, ownership.seconds_since_boot)
             world.app.worker.start()
             await until(world, lambda: shards(world.app) == [64])
             await until(

@@ -36,8 +36,7 @@ TRANSACTION_SETTINGS = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "jit": "off",  # Compiling a statement takes longer than running any of ours.
-    # Every statement is written for an index. A scan would also make a transaction that only read
-    # some rows of a small table conflict with all that write to it.
+    # Every statement is written for an index, also while a table is small.
     "enable_seqscan": "off",
 }
 
@@ -102,13 +101,13 @@ class Pool:
             own, begun = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
             connection, tries = None, tries - 1
             try:
-                with _refusals():
+                with _raising_refusal():
                     acquired = self._connections.acquire(timeout=CONNECT_SECONDS)
                     connection = await own.enter_async_context(acquired)
                 await begun.enter_async_context(connection.transaction(**options))
             except BaseException as error:
                 await own.aclose()
-                is_lost = is_failure(error) and not isinstance(error, TimeoutError)
+                is_lost = is_storage_fault(error) and not isinstance(error, TimeoutError)
                 if connection is None or not (is_lost and tries):
                     raise
             else:
@@ -167,7 +166,7 @@ def _quoted(path: str) -> str:
 
 async def connect(url: str, name: str = "genhook") -> Any:
     """Open one connection, which the server knows by this name. StorageError if that fails."""
-    with failures("cannot connect to the database"), _refusals():
+    with raising_storage_error("cannot connect to the database"), _raising_refusal():
         async with asyncio.timeout(CONNECT_SECONDS):
             return await _connect(**_arguments(url, name, TRANSACTION_SETTINGS))
 
@@ -178,7 +177,7 @@ async def _connect(dsn: str, **arguments: Any) -> Any:
 
 async def open_pool(url: str, connections: int, name: str) -> Pool:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
-    with failures("cannot connect to the database"), _refusals():
+    with raising_storage_error("cannot connect to the database"), _raising_refusal():
         async with asyncio.timeout(CONNECT_SECONDS):
             is_pooled, settings = await _look_at_server(url, name)
             # It keeps no connection by itself: it would log each try while the server is away.
@@ -233,20 +232,20 @@ async def _leave_as_it_is(_connection: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def taken(pool: Pool, **options: Any) -> AsyncIterator[Any]:
+async def transaction_of(pool: Pool, **options: Any) -> AsyncIterator[Any]:
     """A transaction on a connection of the pool; failures of the server become StorageError."""
-    with failures("the database failed"):
+    with raising_storage_error("the database failed"):
         async with pool.transaction(**options) as connection:
             yield connection
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def _raising_refusal() -> Iterator[None]:
     """Turn a server's error on a new connection into a failure: no unit is to blame."""
     try:
         yield
     except asyncpg.PostgresError as error:
-        if is_failure(error) and not isinstance(error, asyncpg.UndefinedObjectError):
+        if is_storage_fault(error) and not isinstance(error, asyncpg.UndefinedObjectError):
             raise
         raise ConnectionRefusedError(
             f"{reason(error)} (an option of GENHOOK_DATABASE_URL, or a setting of its role)"
@@ -254,12 +253,12 @@ def _refusals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failures(prefix: str) -> Iterator[None]:
+def raising_storage_error(prefix: str) -> Iterator[None]:
     """Turn failures of the server, or of the way to it, into StorageError."""
     try:
         yield
     except Exception as error:
-        if is_failure(error):
+        if is_storage_fault(error):
             raise StorageError(f"{prefix}: {reason(error)}") from error
         raise
 
@@ -274,7 +273,7 @@ def is_repeatable(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith("40")
 
 
-def is_failure(error: BaseException) -> bool:
+def is_storage_fault(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""

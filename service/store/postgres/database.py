@@ -1,13 +1,13 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
 Up to WRITERS_MAX connections write at once; further units wait in the same bounded queue as on
-SQLite. Transactions are READ COMMITTED: a unit locks by name what it decides by and changes
-(`Transaction.lock`), so it waits for others instead of running again. Only the server's choice
-among transactions that wait for each other (SQLSTATE class 40) runs again.
+SQLite. Transactions are READ COMMITTED: a unit locks first what it decides by and changes
+(`Transaction.lock`), so it waits for others instead of running again. Only a transaction that the
+server cancels to end a deadlock (SQLSTATE class 40) runs again.
 
 If the answer to a COMMIT is lost, the server is asked whether the transaction was committed, and
-the unit runs again only if it was not. Batched units, which run most often, run again without that
-question: to store the same items twice changes nothing.
+the unit runs again only if it was not. Batched units, which run most often, are not asked about:
+their callers get a StorageError, and repeat them if they must.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
     Pool,
-    is_failure,
     is_repeatable,
+    is_storage_fault,
     open_pool,
     reason,
-    taken,
+    transaction_of,
 )
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Reads, within
 from service.store.postgres.transaction import (
-    CHARGED_MAX,
+    BATCH_CHARGE_MAX,
     TooManyRowsError,
     Transaction,
     Unanswered,
@@ -53,9 +53,10 @@ _log = log.get()
 
 CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
-# Of a unit at the same time: while the server commits one, the process makes the next.
+# A unit has so many batches at the same time: while the server commits one, the process makes the
+# next.
 BATCHES_MAX = 2
-REPEATS_MAX = 30  # Of a unit in conflict with others.
+REPEATS_MAX = 30  # A unit in conflict with others is repeated so often.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
 
@@ -110,7 +111,7 @@ class Database(writes.Database):
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
-        async with taken(self._pool) as connection:
+        async with transaction_of(self._pool) as connection:
             return await schema.migrate(connection)
 
     @property
@@ -120,15 +121,15 @@ class Database(writes.Database):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await self.look(schema.problem)
+        return await self.read_raw(schema.problem)
 
-    async def look(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def read_raw(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Return the result of short work on a connection with a snapshot."""
         return await within(READ_SECONDS, self._reads.read(self._pool, work))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        return await self.look(partial(self._run_on, unit, args))
+        return await self.read_raw(partial(self._run_on, unit, args))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
@@ -167,14 +168,18 @@ class Database(writes.Database):
         """Start a commit whenever something waits and a writer is free."""
         while self._queue or self._commits or self._stream is not None:
             await self._wait_for_items()
-            async with self._writers:  # While all are busy, items wait for the next group.
-                # Requests that have arrived are read first: they share the commit.
-                await asyncio.sleep(0)  # noqa: TID251  it only yields
-                self._wake.clear()
-                items = self._queue.take()
-            # Where there was none, what waits comes behind a commit, whose end wakes this.
+            await self._wait_for_writer()
+            self._wake.clear()
+            items = self._queue.take()
+            # If some were put back, or all that wait are behind, the end of a commit wakes this.
             if await self._start_commits(items) and items and self._queue:
                 self._wake.set()
+
+    async def _wait_for_writer(self) -> None:
+        """Wait until a writer is free: meanwhile, items wait for the next group."""
+        async with self._writers:
+            # Requests that have arrived are read first: they share the commit.
+            await asyncio.sleep(0)  # noqa: TID251  it only yields
 
     async def _start_commits(self, items: Iterable[Item]) -> bool:
         """Commit the items of each unit, when a writer is free; return whether all could be.
@@ -187,7 +192,7 @@ class Database(writes.Database):
             unit = batch[0].unit if batch[0].batched else None
             if unit is not None and [*self._commits.values()].count(unit) >= BATCHES_MAX:
                 left += batch
-                self._full.add(unit)
+                self._held_units.add(unit)
                 continue
             await self._writers.acquire()
             task = asyncio.create_task(self._commit(batch), name="commit")
@@ -199,35 +204,35 @@ class Database(writes.Database):
 
     def _may_start(self, unit: object) -> bool:
         # The commits that hang may wait for rows, and a writer is free for others.
-        return len(self._commits) < self._writers_max and unit not in self._full
+        return len(self._commits) < self._writers_max and unit not in self._held_units
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         del self._commits[task]
         self._writers.release()
-        self._full.clear()
+        self._held_units.clear()
         self._wake.set()
 
     async def _commit(self, batch: Sequence[Item]) -> None:
         """Commit items of one unit, each alone where they fail together.
 
-        If they would write more than CHARGED_MAX rows, the last ones wait for their next turn: half
-        of them at least, since the rows of the first ones are not known, only those of all.
+        If they would write more than BATCH_CHARGE_MAX rows, the last ones wait for their next turn:
+        half of them at least, since the rows of the first ones are not known, only those of all.
         """
         parts = deque([batch])
         while parts:
-            part = self._queue.start(parts.popleft())
+            part = self._queue.drop_refused(parts.popleft())
             if not part:
                 self._queue.finish(part)
                 continue
             try:
                 await self._run_batch(part)
             except TooManyRowsError as error:
-                few = max(min(len(part) // 2, len(part) * CHARGED_MAX // error.rows), 1)
+                few = max(min(len(part) // 2, len(part) * BATCH_CHARGE_MAX // error.rows), 1)
                 self._queue.put_back(part[few:])
                 parts.append(part[:few])
                 continue
             except Exception as error:  # noqa: BLE001  it becomes the callers' error
-                if len(part) > 1 and not is_failure(error):
+                if len(part) > 1 and not is_storage_fault(error):
                     parts.extend([item] for item in part)
                     continue
                 self._fail(part, error)
@@ -252,7 +257,7 @@ class Database(writes.Database):
             try:
                 return await self._run_once(batch)
             except Exception as error:
-                is_unanswered = batch[0].unanswered is not None and is_failure(error)
+                is_unanswered = batch[0].unanswered is not None and is_storage_fault(error)
                 may_ask = is_unanswered and loop.time() < ends_at and not self._closing.is_set()
                 if not (is_repeatable(error) or may_ask) or repeats == REPEATS_MAX:
                     raise
@@ -272,13 +277,13 @@ class Database(writes.Database):
             tx = self._transaction(connection)
             tx.has_many_items = len(batch) > 1
             results = await run_batch(batch, tx)
-            if not first.batched:  # Batched units run again without that question.
+            if not first.batched:  # Batched units are not asked about.
                 first.unanswered = Unanswered(await number_of(connection), results, tx)
         return results, tx
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
         """Give the items their error, except those that are tried again."""
-        if is_failure(error):
+        if is_storage_fault(error):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)

@@ -28,7 +28,10 @@ class Hosts:
         self._urls = split_hosts(url)
 
     async def connect(self, _url: str, *, timeout: float, **arguments: Any) -> Any:  # noqa: ASYNC109
-        """Open a connection to the first server that takes writes; each has a part of the time."""
+        """Open a connection to the first server that takes writes; each has a part of the time.
+
+        asyncpg passes its URL, which has all servers.
+        """
         urls = tuple(self._urls)
         failures: list[Exception] = []
         for url in urls:
@@ -37,7 +40,7 @@ class Hosts:
             except _NEXT as error:
                 failures.append(error)
             else:
-                self._urls.sort(key=url.__ne__)
+                self._urls.sort(key=lambda other: other != url)  # The others keep their order.
                 return opened
         # While no standby is promoted, the reason is the error of the former primary.
         raise min(failures, key=lambda error: isinstance(error, TargetServerAttributeNotMatched))

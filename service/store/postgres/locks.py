@@ -18,7 +18,7 @@ SILENT_SECONDS = 6.0
 
 OURS = """l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid = $1
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-_LOOK = f"""
+_VIEW = f"""
 SELECT CAST(l.objid AS INTEGER) AS shard, l.pid, a.application_name AS name,
     l.pid = $2 AND pg_backend_pid() = $2 AS is_own,
     a.pid IS NOT NULL AND (a.state IS NULL OR a.state = 'disabled'
@@ -35,7 +35,7 @@ _GIVE_UP = "SELECT pg_advisory_unlock($1, shard) FROM unnest(CAST($2 AS INTEGER[
 _LEAVE = "SELECT pg_advisory_unlock_all()"
 # Checks the session again, since it may have sent a statement meanwhile. Then terminates all
 # connections of its process, which have one `application_name`, and not only that with the locks.
-_REPLACE = """
+_TERMINATE = """
 SELECT count(pg_terminate_backend(b.pid)) FROM pg_stat_activity a JOIN pg_stat_activity b
     ON b.application_name = a.application_name AND b.datname = a.datname AND b.usename = a.usename
 WHERE a.pid = $1 AND a.application_name = $2 AND a.datname = current_database()
@@ -81,9 +81,9 @@ class Locks:
         self.pid = pid
         self._class = class_
 
-    async def look(self) -> View:
+    async def read_view(self) -> View:
         """Return which session holds which shard. The query is this session's beat, too."""
-        rows = await self.connection.fetch(_LOOK, self._class, self.pid)
+        rows = await self.connection.fetch(_VIEW, self._class, self.pid)
         shards = [row for row in rows if row["shard"] < SHARDS]
         others = [row for row in rows if row["pid"] != self.pid]
         silent = [Silent(r["pid"], r["name"], r["silent_seconds"]) for r in others if r["name"]]
@@ -114,9 +114,9 @@ class Locks:
         """Release every lock."""
         await self.connection.execute(_LEAVE)
 
-    async def replace(self, silent: Silent) -> bool:
+    async def terminate(self, silent: Silent) -> bool:
         """End all connections of a silent process; False if it has sent a statement since."""
-        count = await self.connection.fetchval(_REPLACE, silent.pid, silent.name, SILENT_SECONDS)
+        count = await self.connection.fetchval(_TERMINATE, silent.pid, silent.name, SILENT_SECONDS)
         return bool(count)
 
 

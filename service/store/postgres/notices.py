@@ -4,16 +4,17 @@ import asyncio
 import contextlib
 
 from service.model.errors import StorageError
-from service.store.postgres.connection import Pool, taken
+from service.store.postgres.connection import Pool, transaction_of
 from service.store.shards import ALL, SHARDS
 from service.telemetry import log
 
 _log = log.get()
 
 NOTICE_SECONDS = 0.01  # One notice is for the commits of so long.
-# By a hash, since the name of a channel may not be as long as that of a schema.
-CHANNEL = "'genhook.' || hashtextextended(current_schema(), 0)"
-_NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
+# The server makes the name, since it knows the schema of the session. A hash: the name of a channel
+# may not be as long as that of a schema.
+CHANNEL_SQL = "'genhook.' || hashtextextended(current_schema(), 0)"
+_NOTIFY = f"SELECT pg_notify({CHANNEL_SQL}, $1)"
 
 
 class Notices:
@@ -69,7 +70,7 @@ def read_notice(text: str) -> tuple[set[int], int]:
 
 async def _notify(pool: Pool, text: str) -> None:
     try:
-        async with taken(pool) as connection:
+        async with transaction_of(pool) as connection:
             await connection.execute(_NOTIFY, text)
     except StorageError:
         pass  # Commits fail, too, and tell of it.

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.store.postgres.connection import Pool, taken
+from service.store.postgres.connection import Pool, transaction_of
 
 BATCH = 10_000  # Events that get their `seq` in one transaction: what is ordered stays ordered.
 _HAS_UNORDERED = "SELECT EXISTS (SELECT 1 FROM events WHERE seq IS NULL)"
@@ -28,7 +28,7 @@ class Order:
     """
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._begun = self._ended = 0  # The latest run that has begun, and that has ended well.
 
     async def extend(self, pool: Pool) -> None:
@@ -37,7 +37,7 @@ class Order:
         All who wait share the next run, so that however many come, only two runs are ever due.
         """
         begun_before = self._begun
-        async with self._turn:
+        async with self._lock:
             if self._ended > begun_before:
                 return
             self._begun += 1
@@ -48,7 +48,7 @@ class Order:
 
 async def _order_batch(pool: Pool) -> int:
     """Give a `seq` to the next events that have none; return to how many."""
-    async with taken(pool) as connection:
+    async with transaction_of(pool) as connection:
         if not await connection.fetchval(_HAS_UNORDERED):
             return 0
         await connection.execute(_LOCK)

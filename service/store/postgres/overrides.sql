@@ -1,6 +1,6 @@
 -- name: usage_add
--- Two transactions that change one row cannot both be committed, and all that end a generation of a
--- model on a day would change the same: each adds a row of its own. usage_fold adds them up.
+-- All that end a generation of a model on a day would change one row, and wait for each other: so
+-- each adds a row of its own. usage_fold adds them up.
 INSERT INTO usage_added (tenant, day, model, id, generations, succeeded, failed, timed_out,
     canceled, credits)
 VALUES (:tenant, :day, :model, gen_random_uuid(), :generations, :succeeded, :failed, :timed_out,
@@ -74,7 +74,7 @@ WHERE (tenant, id) IN (SELECT p.tenant, p.id FROM deliveries p
 {tenants submit_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT due.id, tenants.tenant,
-        row_number() OVER (PARTITION BY tenants.tenant ORDER BY due.submit_at) AS turn
+        row_number() OVER (PARTITION BY tenants.tenant ORDER BY due.submit_at) AS place_in_tenant
     FROM tenants CROSS JOIN LATERAL (
         SELECT g.id, g.submit_at FROM generations g
         WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
@@ -82,16 +82,16 @@ FROM (SELECT due.id, tenants.tenant,
             AND {is_free}
         ORDER BY g.submit_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
-    ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
+    ORDER BY place_in_tenant, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
 JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.tenant <= :after, q.tenant;
+ORDER BY q.place_in_tenant, q.tenant <= :after, q.tenant;
 
 -- name: generations_to_poll
 {tenants next_poll_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT due.id, tenants.tenant, row_number() OVER (
-            PARTITION BY tenants.tenant ORDER BY due.is_late DESC, due.next_poll_at) AS turn
+            PARTITION BY tenants.tenant ORDER BY due.is_late DESC, due.next_poll_at) AS place_in_tenant
     FROM tenants CROSS JOIN LATERAL (
         SELECT longest.*,
             longest.status IN ('queued', 'processing') AND longest.deadline_at <= :now AS is_late
@@ -101,10 +101,10 @@ FROM (SELECT due.id, tenants.tenant, row_number() OVER (
                 AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                 AND g.id NOT IN (SELECT value FROM json_rows(:without))
                 AND {has_place}
-            ORDER BY g.next_poll_at LIMIT :look) longest
+            ORDER BY g.next_poll_at LIMIT :searched) longest
         ORDER BY is_late DESC, longest.next_poll_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
-    ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
+    ORDER BY place_in_tenant, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
 JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.tenant <= :after, q.tenant;
+ORDER BY q.place_in_tenant, q.tenant <= :after, q.tenant;

@@ -1,9 +1,9 @@
 """The right to work on PostgreSQL: shards, held as advisory locks by a session that sends beats.
 
 Workers share the shards evenly: each looks at the locks every second, gives up the shards beyond
-its share, and takes free ones. The look is its beat, too. A worker that has sent no beat for
-`locks.SILENT_SECONDS` of the server's clock is replaced by another one; its own shards are invalid
-before that, so that it starts nothing. A worker sends no beat while it cannot commit.
+its share, and takes free ones. The look is its beat, too. If a worker has sent no beat for
+`locks.SILENT_SECONDS` of the server's clock, another one ends its connections; its own shards are
+invalid before that, so that it starts nothing. A worker sends no beat while it cannot commit.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from typing import Any
 
 from service.model.errors import StorageError
 from service.store.postgres import locks
-from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
+from service.store.postgres.connection import CONNECT_SECONDS, connect, raising_storage_error
 from service.store.postgres.database import Database
-from service.store.postgres.notices import CHANNEL, read_notice, sender_of
+from service.store.postgres.notices import CHANNEL_SQL, read_notice, sender_of
 from service.store.shards import ALL, NONE, choose_surplus, share_of
 from service.telemetry import log
 
@@ -26,18 +26,18 @@ VALID_SECONDS = 4.0  # Shorter than `locks.SILENT_SECONDS`, after which others m
 BEAT_SECONDS_MAX = 10.0  # Until a server that does not answer counts as lost.
 RELEASE_SECONDS = 1.0
 LOOK_SECONDS = 5.0  # A notice may be lost.
-_CHANNEL = f"SELECT {CHANNEL}"
+_CHANNEL = f"SELECT {CHANNEL_SQL}"
 
 
-def awake_seconds() -> float:
-    """Return a time that goes on while the machine sleeps, where the system has one."""
+def seconds_since_boot() -> float:
+    """Return a time that goes on while the machine sleeps, where the system has such a clock."""
     clock: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
-def asleep_seconds() -> float:
+def seconds_asleep() -> float:
     """Return for how long the machine has slept, from any point on; 0 if the system cannot say."""
-    return awake_seconds() - time.monotonic()
+    return seconds_since_boot() - time.monotonic()
 
 
 class ShardLocks:
@@ -49,8 +49,8 @@ class ShardLocks:
     def __init__(
         self,
         database: Database,
-        clock: Callable[[], float] = awake_seconds,
-        asleep: Callable[[], float] = asleep_seconds,
+        clock: Callable[[], float] = seconds_since_boot,
+        asleep: Callable[[], float] = seconds_asleep,
     ) -> None:
         self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
         self.on_lost: Callable[[frozenset[int]], None] = lambda _shards: None
@@ -60,14 +60,16 @@ class ShardLocks:
         self._locked: set[int] = set()
         self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
-        self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
+        # When the last answered beat was sent, and since when beats were regular.
+        self._beat_at, self._regular_since = -VALID_SECONDS, 0.0
         # Who was silent at the last look; since when that is known, and how long the machine had
         # slept by then.
         self._suspect: tuple[int, float, float] | None = None
         self._looked_at = -LOOK_SECONDS
-        self._interests: Collection[int] = NONE  # Shards asked for since it held none.
+        # The shards that callers have asked for since this process last held none.
+        self._interests: Collection[int] = NONE
         self._told: set[int] = set()  # Shards in which others have committed.
-        self._turn = asyncio.Lock()  # A tick and the standby loop may both run a round.
+        self._round_lock = asyncio.Lock()  # A tick and the standby loop may both run a round.
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
 
@@ -107,7 +109,7 @@ class ShardLocks:
         """
         if refusal := self.refusal:
             raise StorageError(refusal)
-        async with self._turn:
+        async with self._round_lock:
             before = self._interests if self.is_held else NONE
             self._interests = ALL if shards is None else {*before, *shards}
             await self._run_round(shards, CONNECT_SECONDS)
@@ -118,7 +120,7 @@ class ShardLocks:
     async def release(self) -> None:
         """Give up every shard; if that fails or is cancelled, end the connection with its locks."""
         try:
-            async with self._turn:
+            async with self._round_lock:
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
@@ -136,7 +138,7 @@ class ShardLocks:
 
     async def holders(self) -> dict[str, frozenset[int]]:
         """Return the shards of every process that works on the database, by its name."""
-        return await self._database.look(locks.holders)
+        return await self._database.read_raw(locks.holders)
 
     async def beat(self) -> None:
         """Send a beat, and share the shards; StorageError if every shard is lost.
@@ -145,7 +147,7 @@ class ShardLocks:
         """
         if await self._database.commit_problem() is not None:
             return
-        async with self._turn:
+        async with self._round_lock:
             if self._locked or self._is_worker:
                 await self._run_round((), BEAT_SECONDS_MAX)
 
@@ -181,7 +183,7 @@ class ShardLocks:
     async def _run_round(self, shards: Collection[int] | None, seconds: float) -> None:
         """Run a round within `seconds`; if it fails, end the connection, and with it the locks."""
         try:
-            with failures("cannot lock the database"):
+            with raising_storage_error("cannot lock the database"):
                 async with asyncio.timeout(seconds):
                     if not self._is_connected:
                         self._forget()
@@ -197,7 +199,7 @@ class ShardLocks:
         connection = await connect(self._database.url, self._database.name)
         self._database.lock_connection = connection
         self._locks = await locks.begin(connection)
-        if (await self._locks.look()).is_hidden:
+        if (await self._locks.read_view()).is_hidden:
             raise StorageError(
                 "the activity of another worker cannot be seen: all workers must use one role"
             )
@@ -212,7 +214,7 @@ class ShardLocks:
             await session.join()
             self._is_worker = True
         sent_at = self._clock()
-        view = await session.look()
+        view = await session.read_view()
         if view.own != self._locked or (self._is_worker and session.pid not in view.workers):
             raise StorageError("the server took locks away")
         self._note_beat(sent_at)
@@ -222,15 +224,15 @@ class ShardLocks:
             await self._take(session, free)
         self._publish()
         silent = view.silent
-        if silent and self._had_time(silent, sent_at) and await session.replace(silent):
+        if silent and self._had_time(silent, sent_at) and await session.terminate(silent):
             _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
 
     def _had_time(self, silent: locks.Silent, now: float) -> bool:
-        """Return whether a silent process could have spoken since all were silent together.
+        """Return whether a silent process had SILENT_SECONDS to send a beat.
 
-        As in a sleep of the machine: for so long this process was regular itself, or it has known
-        of that silence, and the machine has not slept since. Ticks may come too seldom to be
-        regular.
+        When a machine wakes, all processes seem silent. So this process must itself have sent
+        regular beats for so long, or have known of this very silence for so long, without a sleep
+        of its machine. (Ticks may be too rare for regular beats.)
         """
         asleep = self._asleep()
         pid, since, asleep_then = self._suspect or (0, now, asleep)

@@ -9,8 +9,8 @@ import asyncpg
 
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
-from service.store.postgres.connection import Pool, taken
-from service.store.turns import Turns, retrieve_error
+from service.store.postgres.connection import Pool, transaction_of
+from service.store.turns import Turns, ignore_error
 
 READ_SECONDS = 5.0  # Then the caller gets a StorageError.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
@@ -33,7 +33,7 @@ class Reads:
 
     async def _read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
         snapshot = {"isolation": "repeatable_read", "readonly": True}
-        async with self._reads, taken(pool, **snapshot) as connection:
+        async with self._reads, transaction_of(pool, **snapshot) as connection:
             return await work(connection)
 
     async def search(self, pool: Pool, tenant: str, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -68,4 +68,4 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     finally:
         if not task.done():
             task.cancel()
-            task.add_done_callback(retrieve_error)
+            task.add_done_callback(ignore_error)

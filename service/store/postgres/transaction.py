@@ -20,7 +20,7 @@ FROM unnest(CAST($1 AS TEXT[])) name"""
 _NUMBER = "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)"
 _STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
-CHARGED_MAX = 5_000  # That a batch may charge for, if it has several items.
+BATCH_CHARGE_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 # An INSERT of one row whose values are the parameters in order, without DO UPDATE, which must not
@@ -31,7 +31,7 @@ Arguments = tuple[Any, ...]
 
 
 class TooManyRowsError(Exception):
-    """A batch would write more than CHARGED_MAX rows: it has to run with fewer items."""
+    """A batch would write more than BATCH_CHARGE_MAX rows: it has to run with fewer items."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(f"{rows} rows in one batch")
@@ -148,7 +148,7 @@ class Transaction:
         TooManyRowsError if they are too many for a batch of several items.
         """
         self.charged.update(rows)
-        if self.has_many_items and (total := self.charged.total()) > CHARGED_MAX:
+        if self.has_many_items and (total := self.charged.total()) > BATCH_CHARGE_MAX:
             raise TooManyRowsError(total)
 
     def _bind(self, name: str, values: dict[str, object]) -> Arguments:
@@ -217,6 +217,8 @@ def _clean(arguments: Arguments) -> Arguments:
 
 
 def _clean_text(text: str) -> str:
-    if text.startswith('["'):  # A JSON list. No statement reads texts of other JSON.
+    # A JSON list. Statements also read the texts of one kind of JSON object, metadata: the API
+    # refuses NUL in those.
+    if text.startswith('["'):
         text = _ESCAPED_NUL.sub(r"\1\\ufffd", text)
     return text.replace("\0", "\ufffd")

@@ -61,7 +61,7 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
             AND pd.status = 'pending' AND (pd.event_id, pd.id) < (d.event_id, d.id))
 ORDER BY d.due_at LIMIT :limit;
 
--- name: deliveries_postpone
+-- name: deliveries_delay_later
 -- Make the later events of a generation wait for the retry of an earlier one. `planned_at` keeps when
 -- each is due by its own schedule; what a person asked for is due at once.
 UPDATE deliveries SET due_at = {greatest}(due_at, :due_at),
@@ -97,7 +97,7 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 trigger = 'manual' AND (due_at > :started_at OR due_at = :started_at AND :trigger <> 'manual')
 
 -- name: delivery_record
--- The attempt must follow the last one: a process that has lost ownership can then change nothing.
+-- The attempt must follow the last one: a process that has lost its shard can then change nothing.
 -- A retry that a person asked for while the attempt was under way (`is_asked_meanwhile`) stays due,
 -- unless the attempt delivered the event. A delivery that was canceled while the attempt was under
 -- way stays canceled, but shows that the event was sent, and whether it arrived.
@@ -120,7 +120,7 @@ UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
     planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE coalesce(planned_at, due_at) END
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
--- name: delivery_put_off
+-- name: delivery_delay
 UPDATE deliveries SET due_at = {greatest}(due_at, :due_at)
 WHERE tenant = :tenant AND id = :id AND status = 'pending';
 

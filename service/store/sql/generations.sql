@@ -50,7 +50,7 @@ FROM (SELECT g.id, g.task_id, FALSE AS is_name
 {ordered} JOIN generation_bodies b ON b.generation_id = q.id
 WHERE q.id <> :id AND (g.task_id = :own_task) IS NOT TRUE LIMIT :limit;
 
--- name: generation_release_task
+-- name: generation_remove_task
 UPDATE generations SET task_id = NULL, next_poll_at = NULL
 WHERE id = :id AND {unindexed task_id} = :task_id AND status NOT IN ('succeeded', 'failed');
 
@@ -78,7 +78,7 @@ UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id AND is_revoked = 0
 DELETE FROM task_names WHERE generation_id = :id;
 
 -- name: generations_of_polls
--- The generations of a JSON list of ids, and open ones that share a task with one of them.
+-- The generations of a JSON list of ids, and those without a final outcome that share a task with one.
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT value AS id FROM {rows}(:ids)
     UNION
@@ -117,8 +117,8 @@ UPDATE generation_bodies SET output = :output, error = :error WHERE generation_i
 
 -- part: tenants
 -- The tenants with a generation that has a time {}, in turn: from the one after :after on, then from the
--- first one up to it. Each is one step of the partial index, however many generations it has; and who
--- reads no further than to some of them makes no more steps.
+-- first one up to it. Each is one step of the partial index, however many generations it has. A
+-- statement that needs only some tenants takes no further steps.
 WITH RECURSIVE tenants (lap, tenant) AS (
     SELECT 0, (SELECT min(g.tenant) FROM generations g
         WHERE g.{} IS NOT NULL AND g.tenant > :after)
@@ -143,7 +143,7 @@ NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
 -- A callback that waits for its confirmation holds the submission: upstream may have the task.
 {tenants submit_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
+FROM (SELECT due.lap, due.tenant, i.key AS place_in_tenant, i.value AS id
     FROM (SELECT * FROM (
         SELECT tenants.lap, tenants.tenant, (SELECT json_group_array(id) FROM (
             SELECT g.id FROM generations g
@@ -155,10 +155,10 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
         LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
     CROSS JOIN {rows}(due.ids) i
-    ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
+    ORDER BY place_in_tenant, due.lap, due.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.lap, q.tenant;
+ORDER BY q.place_in_tenant, q.lap, q.tenant;
 
 -- name: generation_next_submit
 {tenants submit_at}
@@ -197,21 +197,21 @@ AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE ''
 -- the generations that get no further place.
 SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT g.id, g.tenant,
-        row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
+        row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS place_in_tenant
     FROM confirmations q {ordered} JOIN generations g ON g.id = q.generation_id
     WHERE q.due_at <= :now {held g} AND g.tenant NOT IN (SELECT value FROM {rows}(:tenants))
         AND g.id NOT IN (SELECT value FROM {rows}(:without))
         AND {has_place}
-    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+    ORDER BY place_in_tenant, g.tenant <= :after, g.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.tenant <= :after, q.tenant;
+ORDER BY q.place_in_tenant, q.tenant <= :after, q.tenant;
 
 -- name: generations_to_poll
--- As above; of each tenant first those, of its :look longest due, that are open past their deadline.
+-- As above; of each tenant first those, of its :searched longest due, that are open past their deadline.
 {tenants next_poll_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
-FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
+FROM (SELECT due.lap, due.tenant, i.key AS place_in_tenant, i.value AS id
     FROM (SELECT * FROM (
         SELECT tenants.lap, tenants.tenant, (SELECT json_group_array(id) FROM (
             SELECT due.id FROM (
@@ -220,17 +220,17 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
                     AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                     AND g.id NOT IN (SELECT value FROM {rows}(:without))
                     AND {has_place}
-                ORDER BY g.next_poll_at LIMIT :look) due
+                ORDER BY g.next_poll_at LIMIT :searched) due
             ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
                 due.next_poll_at LIMIT :limit)) AS ids
         FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
         LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
     CROSS JOIN {rows}(due.ids) i
-    ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
+    ORDER BY place_in_tenant, due.lap, due.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.lap, q.tenant;
+ORDER BY q.place_in_tenant, q.lap, q.tenant;
 
 -- name: pause_put
 -- `revisions` holds the numbers that outlive a process. A clock that was ahead may have stored one.
@@ -289,6 +289,8 @@ WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.dead
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
+-- Every deadline is greater than 0: with a bound, SQLite's plan is a search of the index, and none of its
+-- scans, which tests/store/test_plans.py looks for.
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
     AND {is_free}
@@ -328,7 +330,7 @@ ON CONFLICT (tenant, day, model) DO UPDATE SET
     canceled = usage.canceled + excluded.canceled, credits = usage.credits + excluded.credits;
 
 -- name: usage_fold
--- Adds to the usage what is stored beside it, and returns how much that was. On SQLite nothing is.
+-- PostgreSQL overrides this. On SQLite nothing waits to be added up, so there is no row.
 SELECT 0 AS count WHERE :limit < 0;
 
 -- name: usage_list

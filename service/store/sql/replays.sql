@@ -22,7 +22,7 @@ UPDATE replays SET status = :status, total = :total, done = :done, cursor = :cur
     finished_at = :finished_at
 WHERE id = :id;
 
--- name: replay_set_aside
+-- name: replay_delay
 UPDATE replays SET due_at = :due_at WHERE id = :id AND {unindexed due_at} IS NOT NULL;
 
 -- name: replays_due
@@ -40,7 +40,7 @@ SELECT seq FROM events WHERE id < :first_id AND seq IS NOT NULL ORDER BY id DESC
 -- name: replay_last_seq
 SELECT max(seq) AS seq FROM events;
 
--- name: replay_window
+-- name: replay_span_end
 -- The last seq among the next events of the tenant, unless all their ids are too late.
 SELECT CASE WHEN min(id) < :until_id THEN max(seq) END AS last_seq FROM (
     SELECT seq, id FROM events

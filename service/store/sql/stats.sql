@@ -30,8 +30,8 @@ SELECT lane.subscriber_id FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :
 
 -- name: stats_oldest
 -- The smallest id of each of these subscribers among the deliveries at both ends of the due times. The
--- index does not contain ids, and a paused subscriber may have a million pending deliveries, so not all
--- of them are read.
+-- index is not in the order of ids, and a paused subscriber may have a million pending deliveries, so
+-- not all of them are read.
 SELECT lane.value AS subscriber_id, (SELECT min(id) FROM (
     SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = lane.value
@@ -45,7 +45,8 @@ SELECT lane.value AS subscriber_id, (SELECT min(id) FROM (
 FROM {rows}(:ids) lane;
 
 -- name: stats_due
--- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed is not.
+-- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed does not
+-- count.
 {owed_lanes}
 SELECT 'delivery' AS kind, min(few.due_at) AS due_at FROM (
     SELECT lane.subscriber_id, (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}

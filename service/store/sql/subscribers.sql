@@ -40,7 +40,7 @@ FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <> 'disable
 SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
 
 -- name: subscribers_owed_notices
--- How many deliveries it is to tell every subscriber of all that were disabled since a time.
+-- How many deliveries are needed to tell each enabled subscriber of each that was disabled since a time.
 SELECT count(*) FILTER (WHERE status = 'disabled' AND updated_at > :since_at)
     * count(*) FILTER (WHERE status <> 'disabled') AS count
 FROM subscribers WHERE tenant = :tenant AND is_notify = 0;

@@ -10,7 +10,7 @@ import aiosqlite
 
 from service.model.errors import StorageError
 from service.store.database import T
-from service.store.sqlite.turns import Writer, turn
+from service.store.sqlite.write_byte import RawConnection, hold_byte
 
 BUSY_MS = 5_000
 # Of a new file. With pages of 4 KiB, the body of a callback, of about a kilobyte, would need an
@@ -25,33 +25,33 @@ WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this
 # Result codes (https://sqlite.org/rescode.html) after which a connection does not work again, even
 # if the disk does: SQLite could open a file only for reading, as on a disk that is read-only for a
 # while, or not at all, and does not try again.
-_LOST_PRIMARY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-_LOST = {
+_REOPEN_PRIMARY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_REOPEN = {
     sqlite3.SQLITE_IOERR_SHMOPEN,
     sqlite3.SQLITE_IOERR_SHMSIZE,
     sqlite3.SQLITE_IOERR_SHMLOCK,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
-# What a statement does not find, but each whole schema of this genhook has.
+# Errors for something that every schema of this genhook has: the file's schema is damaged.
 _LACKS = re.compile("no such (table|column|index): |table .* has no column named ")
 
 
-def is_lost(error: BaseException) -> bool:
+def must_reopen(error: BaseException) -> bool:
     """Return whether the connection has to be opened anew after this error."""
     code = code_of(error)
-    return code & 0xFF in _LOST_PRIMARY or code in _LOST
+    return code & 0xFF in _REOPEN_PRIMARY or code in _REOPEN
 
 
 def is_of_unit(error: BaseException) -> bool:
-    """Return whether only the units fail that meet this error, and not each one.
+    """Return whether the error is the fault of one unit, so that other units may succeed.
 
-    It is in a statement or a row, as JSON or text that is damaged. SQLite then has no code of its
-    own for it, or it is an error of Python's module, without a code.
+    Its statement, a value or a row is at fault, as JSON or text that is damaged. SQLite then has no
+    code of its own for it, or it is an error of Python's module, without a code.
     """
     return code_of(error) & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
 
 
-def is_of_database(error: BaseException | None) -> bool:
+def is_storage_fault(error: BaseException | None) -> bool:
     """Return whether the disk, a lock, the file or its schema is at fault: callers get a 503."""
     if not isinstance(error, sqlite3.Error):
         return False
@@ -111,7 +111,7 @@ def _open(path: str, *, descriptor: int | None) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
-        factory=Writer,
+        factory=RawConnection,
     )
     connection.row_factory = sqlite3.Row
     connection.descriptor = -1 if descriptor is None else descriptor
@@ -163,7 +163,7 @@ def checkpoint(connection: sqlite3.Connection) -> None:
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commit what the body writes, or roll it back if the body or the commit fails."""
-    with turn(connection):
+    with hold_byte(connection):
         connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -17,7 +17,13 @@ from service.store import writes
 from service.store.database import AfterCommit, T, Unit
 from service.store.item import Item
 from service.store.sqlite import group, schema
-from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost, is_of_database
+from service.store.sqlite.connection import (
+    Connection,
+    checkpoint,
+    connect,
+    is_storage_fault,
+    must_reopen,
+)
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
 from service.store.writes import follow_up, wait_for_end
@@ -30,7 +36,7 @@ CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 
 def _may_succeed_later(error: BaseException | None) -> bool:
     """Whether a retry makes sense: not if the file is damaged."""
-    return isinstance(error, sqlite3.OperationalError) and is_of_database(error)
+    return isinstance(error, sqlite3.OperationalError) and is_storage_fault(error)
 
 
 class Database(writes.Database):
@@ -43,7 +49,7 @@ class Database(writes.Database):
         self.file = File(path)
         self._readers = Readers(self.file)
         self._writer: Connection | None = None
-        self._is_lost = False  # The connections have to be opened anew before the next group.
+        self._must_reopen = False  # The connections have to be opened anew before the next group.
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint: asyncio.Task[None] | None = None
 
@@ -59,7 +65,7 @@ class Database(writes.Database):
         self.file.watch()
         if self.file.is_new:
             _log.warning("database.created", path=self.path)
-        self._readers, self._is_lost = Readers(self.file), False
+        self._readers, self._must_reopen = Readers(self.file), False
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -102,7 +108,8 @@ class Database(writes.Database):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
-        return self.file.problem() or self.file.damage or await self._readers.read(schema.problem)
+        problem = self.file.find_problem() or self.file.damage
+        return problem or await self._readers.read(schema.problem)
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
@@ -145,8 +152,8 @@ class Database(writes.Database):
         The readers too: all connections of a process share the index of the WAL, and the mode in
         which it was opened. The right to work, a lock on the descriptor of `self.file`, stays.
         """
-        self.file.look()  # To go on with another file would hide the loss.
-        self._is_lost = False
+        self.file.require_safe()  # To go on with another file would hide the loss.
+        self._must_reopen = False
         async with self._readers.kept_closed():
             await writer.drop()
             with contextlib.suppress(sqlite3.Error):  # The commit meets the error, too.
@@ -159,9 +166,9 @@ class Database(writes.Database):
         loop = asyncio.get_running_loop()
         try:
             self.file.check(loop.time())
-            if self._is_lost:
+            if self._must_reopen:
                 await self._reopen(writer)
-            items = self._queue.start(items)
+            items = self._queue.drop_refused(items)
             if items:
                 after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
@@ -188,16 +195,16 @@ class Database(writes.Database):
             items = [item for item in items if item not in failed] + given_up
         for item in items:
             error = item.error
-            if is_of_database(error):
+            if is_storage_fault(error):
                 error = StorageError(f"the database failed: {error}")
             item.resolve(error)
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
         failed = [error for error in errors if error is not None]
-        failure = next(filter(is_of_database, failed), None)
+        failure = next(filter(is_storage_fault, failed), None)
         self.file.note(failure)
-        self._is_lost |= any(map(is_lost, failed))
+        self._must_reopen |= any(map(must_reopen, failed))
         if failure is not None:
             self._failed_at, self._failure = now, str(failure)
         elif len(failed) < len(errors):
@@ -213,7 +220,8 @@ class Database(writes.Database):
         to run it after all; and SQLite before 3.51.3 may lose a commit when it resets the WAL
         meanwhile.
         """
-        self.file.problem()  # Notes that the file was cut, before the checkpoint fills it up.
+        with contextlib.suppress(OSError):  # The next commit tells of it.
+            self.file.note_cut()
         try:
             await self.apply(checkpoint)
         except StorageError as error:

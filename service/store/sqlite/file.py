@@ -69,16 +69,16 @@ class File:
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
         if now - self._well_at >= CHECK_SECONDS:
-            self.look()
+            self.require_safe()
             self._well_at = now
 
-    def look(self) -> None:
+    def require_safe(self) -> None:
         """LostFileError if a commit would be lost."""
-        if problem := self.problem():
+        if problem := self.find_problem():
             raise LostFileError(problem)
 
-    def problem(self) -> str | None:
-        """Return why no commit is safe any more, or None."""
+    def find_problem(self) -> str | None:
+        """Return why no commit is safe any more, or None. The next `check` looks again."""
         self._well_at = -math.inf
         # A link may lead to the file that had this name: a restart would look for the log there.
         path = os.path.realpath(self.path)
@@ -86,14 +86,21 @@ class File:
             if identity and _identify(path + suffix) != identity:
                 advice = _RESTART if suffix and path == self._target else RESTORE
                 return f"the file {self.path}{suffix} was deleted or replaced: {advice}"
-        # A checkpoint may bring a cut file back to its size, so the cut is remembered.
         try:
-            self._is_cut = self._is_cut or self._was_cut()
+            self.note_cut()
         except OSError as error:
             return f"the file {self.path} cannot be read: {error.strerror}"
         if self._is_cut:
             return f"the file {self.path} was cut short or overwritten: {RESTORE}"
         return None
+
+    def note_cut(self) -> None:
+        """Remember whether the file was cut: a checkpoint may bring it back to its size.
+
+        The next `check` looks again. OSError if the file cannot be read.
+        """
+        self._well_at = -math.inf
+        self._is_cut = self._is_cut or self._was_cut()
 
     def _was_cut(self) -> bool:
         """Return whether the file is shorter than before, or no SQLite database any more."""

@@ -11,8 +11,9 @@ from service.store.item import Item, batches_of, note_rows, run_batch
 from service.store.sqlite.connection import is_of_unit, transaction
 from service.store.sqlite.statements import DIALECT, statements
 
-CHANGED_MAX = 5_000  # Changed by the items of a unit in a group; its other items wait for the next.
-FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group; later ones go by its rows.
+# Rows that the items of a unit may change in a group; its other items wait for the next.
+GROUP_CHANGES_MAX = 5_000
+FIRST_ITEMS = 64  # Items in a batched unit's first call of a group; later calls go by its rows.
 
 
 class Transaction:
@@ -136,7 +137,7 @@ def _run_parts(
     now: int,
     run: Callable[[sqlite3.Connection, Sequence[Item], int, AfterCommit], None],
 ) -> AfterCommit:
-    """Run the items in parts, until the items of a unit have changed CHANGED_MAX rows.
+    """Run the items in parts, until the items of a unit have changed GROUP_CHANGES_MAX rows.
 
     One item may write a thousand rows and the next one none, so a number of items bounds no commit.
     The items of other units still run, so that no request waits for all webhooks of other tenants.
@@ -147,13 +148,13 @@ def _run_parts(
         item.has_run = False
     for batch in batches_of(items):
         unit, done, size = batch[0].unit, 0, FIRST_ITEMS
-        while done < len(batch) and changed[unit] < CHANGED_MAX:
+        while done < len(batch) and changed[unit] < GROUP_CHANGES_MAX:
             before, began = connection.total_changes, time.perf_counter()
             run(connection, batch[done : done + size], now, after)
             batch[done].seconds = time.perf_counter() - began
             done += size
             changed[unit] += connection.total_changes - before
-            size = max((CHANGED_MAX - changed[unit]) * done // max(changed[unit], done), 1)
+            size = max((GROUP_CHANGES_MAX - changed[unit]) * done // max(changed[unit], done), 1)
     return after
 
 
@@ -175,7 +176,7 @@ def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int
 
 
 def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:
-    """Run a unit on a snapshot and undo what it wrote."""
+    """Run a unit that only reads, on a snapshot."""
     connection.execute("BEGIN")
     try:
         return _run_unit(unit(Transaction(connection, now, []), *args))

@@ -28,24 +28,21 @@ _LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as 
 
 
 def problem_before_opening(path: str) -> str | None:
-    """Return why nobody may open the database at `path` now, or None. A missing file is none.
+    """Return why nobody may open the database at `path` now, or None. A missing file is no problem.
 
     Call this only while the process has no connection to it: it closes a descriptor, which drops
     the connections' locks.
     """
     path = os.path.realpath(path)
-    problem = _find_problem(path)
-    for _ in range(_LOOKS if problem else 0):
-        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens them looks the same
-        problem = problem and _find_problem(path)
-    return problem
+    return _find_misfit(path) or _find_lasting_loss(path)
 
 
-def _find_problem(path: str) -> str | None:
+def _find_misfit(path: str) -> str | None:
+    """Return why the file is none that SQLite may open, whoever uses it; None if it is missing."""
     try:
         status = os.stat(path)  # noqa: PTH116  as in file.py
     except FileNotFoundError:
-        return _find_loss(path)
+        return None
     except OSError as error:
         return error.strerror
     if not stat.S_ISREG(status.st_mode):
@@ -54,7 +51,18 @@ def _find_problem(path: str) -> str | None:
     # and destroy the database (howtocorrupt.html, "Multiple links to the same file").
     if status.st_nlink > 1:
         return f"it has {status.st_nlink} names (hard links); remove all but one"
-    return _find_loss(path)
+    return None
+
+
+def _find_lasting_loss(path: str) -> str | None:
+    """Return which file is lost at every look; None as soon as one finds none lost."""
+    loss = _find_loss(path)
+    for _ in range(_LOOKS):
+        if loss is None:
+            break
+        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process just opening the files looks the same
+        loss = _find_loss(path)
+    return loss
 
 
 def _find_loss(path: str) -> str | None:

@@ -40,7 +40,7 @@ class FileLock:
 
     @property
     def locked(self) -> frozenset[int]:
-        """The same."""
+        """As `shards`."""
         return self.shards
 
     async def acquire(self, _shards: Collection[int] | None = None) -> bool:

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Callable
 
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.store.database import T
-from service.store.sqlite.connection import Connection, code_of, connect, is_of_database
+from service.store.sqlite.connection import Connection, code_of, connect, is_storage_fault
 from service.store.sqlite.file import File
-from service.store.turns import TURN_SECONDS, Turns, retrieve_error
+from service.store.turns import TURN_SECONDS, Turns, ignore_error
 
 READERS = 3
 SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
-# Steps of SQLite's virtual machine: about a second of a core. Lists look at 10,000 rows for a page,
-# with fewer than 100 steps for each filter of a row.
+# Steps of SQLite's virtual machine: about a second of a core. Lists look at `pages.SCANNED_MAX`
+# rows for a page, with fewer than 100 steps for each filter of a row.
 SEARCH_STEPS_MAX = 20_000_000
 _STEPS_BETWEEN_CHECKS = 10_000
 
@@ -45,13 +45,13 @@ class Readers:
             if self._is_closed:
                 raise StorageError("the database is closed")
             if reader is None:
-                if problem := self._file.problem():  # The file is another database now.
+                if problem := self._file.find_problem():  # The file is another database now.
                     raise StorageError(problem)
                 reader = await connect(self._file.path)
             return await reader.apply(do, *args)
         except sqlite3.Error as error:
             self._file.note(error)
-            if is_of_database(error):
+            if is_storage_fault(error):
                 raise StorageError(f"the database failed: {error}") from error
             raise
         finally:
@@ -65,7 +65,7 @@ class Readers:
         then: a client that hangs up gains nothing.
         """
         search = asyncio.ensure_future(self._search(tenant, do, *args))
-        search.add_done_callback(retrieve_error)
+        search.add_done_callback(ignore_error)
         return await asyncio.shield(search)
 
     async def _search(self, tenant: str, do: Callable[..., T], *args: object) -> T:

@@ -278,7 +278,9 @@ CREATE INDEX replays_tenant ON replays (tenant, id);
 CREATE INDEX replays_due ON replays (due_at) WHERE due_at IS NOT NULL;
 CREATE UNIQUE INDEX replays_running ON replays (subscriber_id) WHERE status = 'running';
 
--- A number that grows with changes of subscribers or secrets, so that processes reload them.
+-- Numbers that outlive a process: one that grows with changes of subscribers or secrets, so that
+-- processes reload them; until when upstream asked for no requests; when the next poll may be sent.
+-- A process that finds out whether it can commit inserts a row, and deletes it.
 CREATE TABLE revisions (
     noun TEXT PRIMARY KEY,
     number INTEGER NOT NULL

@@ -1,4 +1,4 @@
-"""Turns to write: a process that waits for another one's commit goes before its next commit.
+"""The byte that writers lock: who waits for another process's commit goes before its next one.
 
 SQLite's own lock is not fair: a process that waits tries it again after up to 100 ms (busy_timeout,
 https://sqlite.org/c3ref/busy_timeout.html), and by then a process that commits without a pause has
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
 
-TURN_SECONDS = 1.0  # A process that is stopped while it holds the byte delays others no longer.
+BYTE_SECONDS = 1.0  # How long a stopped process that holds the byte can delay others.
 _LOOK_SECONDS = 0.001
 _BYTE = 0x3FFFFFFF  # The byte before those that SQLite locks; it may hold data.
 _TAKE, _GIVE = (pack_lock(kind, _BYTE, 1) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
@@ -23,16 +23,16 @@ _TAKE, _GIVE = (pack_lock(kind, _BYTE, 1) for kind in (fcntl.F_WRLCK, fcntl.F_UN
 _SET_LOCK = fcntl.F_OFD_SETLK if IS_LINUX else None
 
 
-class Writer(sqlite3.Connection):
-    """A connection that writes, with a descriptor of its file."""
+class RawConnection(sqlite3.Connection):
+    """A connection; `descriptor` is that of its file if it writes, else -1."""
 
     descriptor = -1
 
 
 @contextlib.contextmanager
-def turn(connection: sqlite3.Connection) -> Iterator[None]:
-    """Hold the byte during the block, which takes SQLite's lock; wait for it TURN_SECONDS."""
-    descriptor = connection.descriptor if isinstance(connection, Writer) else -1
+def hold_byte(connection: sqlite3.Connection) -> Iterator[None]:
+    """Hold the byte during the block, which takes SQLite's lock; wait for it BYTE_SECONDS."""
+    descriptor = connection.descriptor if isinstance(connection, RawConnection) else -1
     is_taken = _take(descriptor)
     try:
         yield
@@ -44,7 +44,7 @@ def turn(connection: sqlite3.Connection) -> Iterator[None]:
 def _take(descriptor: int) -> bool:
     if descriptor < 0 or _SET_LOCK is None:
         return False
-    looks = round(TURN_SECONDS / _LOOK_SECONDS)
+    looks = round(BYTE_SECONDS / _LOOK_SECONDS)
     for _ in range(looks):
         try:
             fcntl.fcntl(descriptor, _SET_LOCK, _TAKE)

@@ -1,4 +1,4 @@
-"""Turns to write: no process keeps another one waiting by committing without a pause."""
+"""The byte that writers lock: who commits without a pause keeps no other process waiting."""
 
 import fcntl
 import sqlite3
@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.store.sqlite import turns
+from service.store.sqlite import write_byte
 from service.store.sqlite.connection import _open, transaction
 from service.store.sqlite.file import File
 
 Writers = tuple[sqlite3.Connection, sqlite3.Connection]
 
 pytestmark = pytest.mark.skipif(
-    turns._SET_LOCK is None, reason="this system has no locks of open files"
+    write_byte._SET_LOCK is None, reason="this system has no locks of open files"
 )
 
 
@@ -45,7 +45,7 @@ def test_who_waits_goes_before_the_next_commit_of_the_other(
     waits, tries, began = threading.Event(), threading.Event(), threading.Event()
 
     def wait_and_commit() -> None:
-        with turns.turn(second):
+        with write_byte.hold_byte(second):
             waits.set()
             assert is_early or tries.wait(60)
             second.execute("BEGIN IMMEDIATE")
@@ -57,7 +57,7 @@ def test_who_waits_goes_before_the_next_commit_of_the_other(
         tries.set()
         assert began.wait(60)
 
-    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(write_byte, "time", SimpleNamespace(sleep=sleep))
     with transaction(first):
         waiting = threading.Thread(target=wait_and_commit)
         waiting.start()
@@ -73,8 +73,8 @@ def test_a_process_that_is_stopped_while_it_waits_keeps_no_turn_for_ever(
     writers: Writers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = writers
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.01)
-    with turns.turn(second), transaction(first):
+    monkeypatch.setattr(write_byte, "BYTE_SECONDS", 0.01)
+    with write_byte.hold_byte(second), transaction(first):
         pass
 
 
@@ -87,6 +87,6 @@ def test_where_there_are_no_such_locks_commits_succeed(
     monkeypatch.setattr(fcntl, "fcntl", fails)
     with transaction(writers[0]):
         pass
-    monkeypatch.setattr(turns, "_SET_LOCK", None)
+    monkeypatch.setattr(write_byte, "_SET_LOCK", None)
     with transaction(writers[0]):
         pass
