@@ -126,6 +126,8 @@ async def _show(page: Page, visit: Visit) -> Response:
         return entry.ask_to_sign_in(visit)
     if visit.is_of_another_sign_in:
         return visit.redirect()
+    if visit.is_live and page.shown_on is not None:
+        visit.shown_at = f"{PATH}{page.shown_on}"
     if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     return await page.show(visit)

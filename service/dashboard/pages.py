@@ -22,6 +22,7 @@ class Page(NamedTuple):
     """A page below /dashboard. `name` is its word in the menu, empty if it is not there.
 
     for_operators: whether the scope `operator` suffices, as in the API.
+    shown_on: the path of the other page that asks for this one, and shows the answer in itself.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Page(NamedTuple):
     scope: Scope | Literal["open"]
     name: str = ""
     for_operators: bool = False
+    shown_on: str | None = None
 
     def is_shown_to(self, visit: Visit) -> bool:
         """Whether the reader's key has the scope."""
@@ -44,7 +46,7 @@ PAGES = (
     Page("/subscribers", subscribers.show_list, "manage", "Subscribers"),
     Page("/subscribers/{id}", subscribers.show, "manage"),
     Page("/subscribers/{id}/edit", subscriber_form.show, "manage"),
-    Page("/subscribers/{id}/stats", subscribers.show_stats, "read"),
+    Page("/subscribers/{id}/stats", subscribers.show_stats, "read", shown_on="/subscribers/{id}"),
     Page("/deliveries", deliveries.show_list, "read", "Deliveries"),
     Page("/deliveries/{id}", deliveries.show, "read"),
     Page("/dead-letters", deliveries.show_dead, "read", "Dead letters"),
@@ -57,4 +59,4 @@ PAGES = (
     Page("/workers", account.show_workers, "open", "Workers"),
 )
 # Parts of pages, which htmx asks for.
-PARTS = (Page("/subscribers/{id}/health", subscribers.show_health, "manage"),)
+PARTS = (Page("/subscribers/{id}/health", subscribers.show_health, "manage", shown_on=""),)

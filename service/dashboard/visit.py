@@ -58,6 +58,8 @@ class Visit:
     def __init__(self, site: Site, request: Request, id_: bytes, key: Key | None) -> None:
         """`id_` is the id in the cookie; `key` is None if nobody is signed in."""
         self.site, self.request, self.id_, self.key = site, request, id_, key
+        # The path of the page where the answer is shown: an open page swaps in those of others.
+        self.shown_at = self.path
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
         self.now = site.context.clock()
@@ -109,8 +111,11 @@ class Visit:
         return query.get("done", "") if is_new else ""
 
     def link(self, path: str = "", /, **query: str | None) -> str:
-        """Return a relative link to a page, which works behind any path prefix of a proxy."""
-        up = "../" * (self.path.count("/") - 1)
+        """Return a relative link to a page, which works behind any path prefix of a proxy.
+
+        It counts from where the answer is shown, which need not be where it was asked for.
+        """
+        up = "../" * (self.shown_at.count("/") - 1)
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
