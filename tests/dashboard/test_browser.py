@@ -144,8 +144,11 @@ def _act_on_the_subscriber(page: Page) -> None:
 def _replay_the_dead_letters(page: Page) -> None:
     _menu(page, "Dead letters")
     expect(page.get_by_role("cell", name="The receiver answered 503.").nth(1)).to_be_visible()
-    page.get_by_label("Subscriber").select_option(label="Refuses")
-    page.get_by_role("button", name="Replay").click()
+    page.get_by_label("Subscriber").select_option(
+        page.get_by_role("option", name="Refuses (").get_attribute("value")
+    )
+    page.get_by_role("button", name="Count the events").click()
+    page.get_by_role("button", name="Replay 2 events").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("done")
     expect(page.get_by_text("2 of 2 events")).to_be_visible()
     page.get_by_role("link", name="Deliveries to the subscriber").click()
