@@ -56,8 +56,9 @@ def _page_of_form(visit: Visit) -> str:
     """Return the page from which a form was sent, or else the first page above its address."""
     path = visit.path.removeprefix(PATH)
     above = [path[:at] for at in range(len(path), 0, -1) if path[at : at + 1] in ("", "/")]
-    said = visit.request.headers.get("referer", "").rpartition(PATH)[2]
-    return next((each for each in (said, *above) if _NEXT.fullmatch(each)), "")
+    _, is_ours, place = visit.request.headers.get("referer", "").rpartition(PATH)
+    pages = [place, *above] if is_ours else above
+    return next((each for each in pages if _NEXT.fullmatch(each)), "")
 
 
 async def show_sign_in(visit: Visit) -> Response:

@@ -1,4 +1,4 @@
-"""The form of a replay: every subscriber by its id, values that stay, and a question before it acts."""
+"""The form of a replay: it offers every subscriber, keeps its values, and asks before it acts."""
 
 import re
 
