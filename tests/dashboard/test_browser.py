@@ -145,7 +145,7 @@ def _replay_the_dead_letters(page: Page) -> None:
     _menu(page, "Dead letters")
     expect(page.get_by_role("cell", name="The receiver answered 503.").nth(1)).to_be_visible()
     page.get_by_label("Subscriber").select_option(
-        page.get_by_role("option", name="Refuses (").get_attribute("value")
+        page.get_by_role("option", name="Refuses").get_attribute("value")
     )
     page.get_by_role("button", name="Count the events").click()
     page.get_by_role("button", name="Replay 2 events").click()
