@@ -66,9 +66,7 @@ def _raw_view(row: Row, redactor: Redactor) -> dict[str, Any]:
     lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
     # They were redacted when they were stored, but with the secrets of that time.
     headers = joined_headers((name, redactor.header(name, value)) for name, value in lines)
-    try:
-        body, encoding = redactor.text(row["body"].decode()), "utf-8"
-    except UnicodeDecodeError:
-        redacted = redactor.text(row["body"].decode("latin-1")).encode("latin-1")
-        body, encoding = base64.b64encode(redacted).decode(), "base64"
+    body, encoding = redactor.body(row["body"]), "utf-8"
+    if isinstance(body, bytes):
+        body, encoding = base64.b64encode(body).decode(), "base64"
     return {"headers": headers, "body": body, "body_encoding": encoding}

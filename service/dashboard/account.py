@@ -23,8 +23,8 @@ _VALUE = re.compile(r"""(genhook_\w+)\{role="\w+"\} ([0-9.e+-]+)""")
 
 async def show_usage(visit: Visit) -> Response:
     """GET /dashboard/usage: of the reader's tenant, or of another one for an operator."""
-    query = visit.filters("since", "until", "model", "tenant")
-    rows = (await visit.get("/v1/usage", **query))["data"]
+    query = visit.filters
+    rows = (await visit.get_list("/v1/usage", **query))["data"]
     models: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
     days: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -56,8 +56,8 @@ def _fill(days: Mapping[str, int]) -> list[tuple[str, int]]:
 
 async def show_keys(visit: Visit) -> Response:
     """GET /dashboard/keys."""
-    query = visit.filters("tenant", "after")
-    page = await visit.get("/v1/keys", **query)
+    query = visit.filters
+    page = await visit.get_list("/v1/keys", **query)
     scopes = SCOPES if visit.may("operator") else SCOPES[:-1]
     return visit.render("keys.html", 200, page=page, fields=query, scopes=scopes)
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.context import Context
-from service.dashboard import entry, formats, models, subscriber_form
+from service.dashboard import entry, formats, models, replay_form, subscriber_form
 from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
@@ -46,6 +46,13 @@ _EXPLAINED = {
 _log = log.get()
 Run = Callable[[Visit], Awaitable[Response]]
 Submit = Callable[[Visit, Form], Awaitable[Response]]
+# Forms that do more than make the call of an act.
+FORMS: Mapping[str, Submit] = {
+    "/sign-out": entry.sign_out,
+    "/models/try": models.run_try,
+    "/subscribers/{id}/edit": subscriber_form.run,
+    "/replays/create": replay_form.run,
+}
 
 
 def build(
@@ -63,13 +70,12 @@ def build(
     routes = [
         _route(site, "/sign-in", entry.show_sign_in, "GET"),
         _route(site, "/sign-in", entry.sign_in, "POST"),
-        _form(site, "/sign-out", entry.sign_out),
         Route(f"{PATH}/static/{{name}}", partial(_serve_file, files)),
         Route(f"{PATH}/", partial(_forward, site)),
-        _form(site, "/models/try", models.run_try),
-        _form(site, "/subscribers/{id}/edit", subscriber_form.run),
     ]
-    routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
+    forms: dict[str, Submit] = {act.path: partial(_perform, act) for act in ACTS}
+    forms |= FORMS
+    routes += [_form(site, path, run) for path, run in forms.items()]
     routes += [_route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
@@ -116,9 +122,7 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
     except RefusedError as error:
         if visit.is_live and error.reply.status == 404:
             return visit.redirect()  # Deleted in another tab: the reload says so.
-        # The API refused the filters in the query: the page without them works.
-        path = visit.path.removeprefix(PATH) if error.reply.status == 400 else ""
-        return _render_problem(visit, error.reply, back=path)
+        return _render_problem(visit, error.reply, back=error.back)
 
 
 async def _show(page: Page, visit: Visit) -> Response:
@@ -126,15 +130,18 @@ async def _show(page: Page, visit: Visit) -> Response:
         return entry.ask_to_sign_in(visit)
     if visit.is_of_another_sign_in:
         return visit.redirect()
+    if visit.is_live and page.shown_on is not None:
+        visit.shown_at = f"{PATH}{page.shown_on}"
     if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
+    visit.take_filters(page.filters)
     return await page.show(visit)
 
 
 async def _submit(run: Submit, visit: Visit) -> Response:
     """Run a form's function if the form has the token of this sign-in; else 403."""
     if visit.key is None:
-        return visit.redirect("/sign-in")
+        return entry.ask_to_sign_in(visit)
     form = await read_form(visit)
     if not visit.site.signatures.is_token(visit.id_, form.get("token", "")):
         raise HTTPException(

@@ -8,15 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.dashboard.forms import read_form
-from service.dashboard.sign_in import COOKIE
+from service.dashboard.pages import PAGES
+from service.dashboard.sign_in import COOKIE, seconds_left
 from service.dashboard.visit import PATH, Site, Visit
 from service.model.clock import SECOND
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys, sign_ins
 from service.telemetry import log
 
-# Where to go after signing in: a page of ours, never another host.
-_NEXT = re.compile(r"/[a-z-]+(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*(\?[A-Za-z0-9_.=&%:+*-]{0,500})?")
+# Where to go after signing in: a page of ours, never another host, nor the address of a form.
+_PAGES = "|".join(page.path.replace("{id}", "[a-z]+_[0-9a-f]{32}") for page in PAGES)
+_NEXT = re.compile(rf"(?:{_PAGES})(\?[A-Za-z0-9_.=&%:+*-]{{0,500}})?")
+_HAS_ENDED = "sign_in.ended"
+_ENDED = "Your sign-in has ended; nothing was done."
 _UNKNOWN = "This key is unknown or revoked."
 _TOO_MANY = "This key is unknown or revoked, and there were too many such keys in this minute."
 _STALE = "The form was too old. Try again."
@@ -38,21 +42,31 @@ async def identify(site: Site, request: Request) -> tuple[bytes, Key | None]:
 
 
 def ask_to_sign_in(visit: Visit) -> Response:
-    """Go to the page that signs in, and from there back to this one."""
+    """Go to the page that signs in, and from there back: for a form, which is lost, to its page."""
     if visit.is_live:
         return visit.redirect()
-    path = visit.path.removeprefix(PATH)
+    if visit.request.method == "POST":
+        return visit.redirect_after(_HAS_ENDED, "/sign-in", next=_page_of_form(visit))
     query = visit.request.scope["query_string"].decode("latin-1")
-    target = path + (f"?{query}" if query else "")
-    is_page = visit.request.method == "GET" and _NEXT.fullmatch(target)
-    return visit.redirect("/sign-in", next=target if is_page else "")
+    target = visit.path.removeprefix(PATH) + (f"?{query}" if query else "")
+    return visit.redirect("/sign-in", next=target if _NEXT.fullmatch(target) else "")
+
+
+def _page_of_form(visit: Visit) -> str:
+    """Return the page from which a form was sent, or else the first page above its address."""
+    path = visit.path.removeprefix(PATH)
+    above = [path[:at] for at in range(len(path), 0, -1) if path[at : at + 1] in ("", "/")]
+    _, is_ours, place = visit.request.headers.get("referer", "").rpartition(PATH)
+    pages = [place, *above] if is_ours else above
+    return next((each for each in pages if _NEXT.fullmatch(each)), "")
 
 
 async def show_sign_in(visit: Visit) -> Response:
     """GET /dashboard/sign-in."""
     if visit.key is not None:
         return visit.redirect()
-    return _render(visit, visit.request.query_params.get("next", ""))
+    message = _ENDED if visit.done == _HAS_ENDED else ""
+    return _render(visit, visit.request.query_params.get("next", ""), message=message)
 
 
 def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> Response:
@@ -79,7 +93,9 @@ async def sign_in(visit: Visit) -> Response:
     if key is None:  # The limit counts wrong keys only: a valid key signs in at any time.
         if site.wrong_keys.count(_address_of(visit.request), visit.now):
             return _render(visit, next_, 401, _UNKNOWN)
-        return _render(visit, next_, 429, _TOO_MANY)
+        response = _render(visit, next_, 429, _TOO_MANY)
+        response.headers["retry-after"] = str(seconds_left(visit.now))
+        return response
     id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
     await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)
     _log.info("audit", act="dashboard.sign_in", id=key.id, key_id=key.id, tenant=key.tenant)

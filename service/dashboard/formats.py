@@ -99,7 +99,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "share": write_share,
     "spans": write_spans,
     "json_text": write_json,
-    "field_time": write_field_time,
-    "later": write_next_minute,
     "visible": read_visible,
 }

@@ -11,6 +11,7 @@ from service.dashboard.visit import Visit, name_state
 from service.model.generation import OPEN, RETRYABLE, TERMINAL
 
 PER_PAGE = "24"
+TIMES = {"from": "created_after", "to": "created_before"}  # Fields, and the API's parameters.
 
 
 async def show_list(visit: Visit) -> Response:
@@ -18,16 +19,18 @@ async def show_list(visit: Visit) -> Response:
 
     The Content-Security-Policy of an open page cannot change: for another origin it reloads.
     """
-    fields = visit.filters("status", "model", "name", "value", "from", "to", "after")
+    fields = visit.filters
     query: dict[str, str] = {
         name: fields[name] for name in ("status", "model", "after") if name in fields
     }
-    if "name" in fields or "value" in fields:
-        query[f"metadata.{fields.get('name', '')}"] = fields.get("value", "")
-    for field, parameter in (("from", "created_after"), ("to", "created_before")):
-        if field in fields:
-            query[parameter] = read_time(fields[field])
-    page = await visit.get("/v1/generations", **{"limit": PER_PAGE, **query})
+    if "name" in fields:
+        query[f"metadata.{fields['name']}"] = fields.get("value", "")
+    elif "value" in fields:
+        visit.wrong["name"] = "is missing: a value has one"
+    query |= {TIMES[name]: read_time(fields[name]) for name in TIMES if name in fields}
+    named = {parameter: name for name, parameter in TIMES.items()}
+    named |= {"metadata": "name", f"metadata.{fields.get('name', '')}"[:64]: "value"}
+    page = await visit.get_list("/v1/generations", named, **{"limit": PER_PAGE, **query})
     cards = [(each, media.read_files(each, visit.now)) for each in page["data"]]
     for _, files in cards:
         visit.show_media(files[:1])

@@ -18,15 +18,15 @@ Table = Mapping[str, Any]
 
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/models."""
-    fields = visit.filters("kind", "callbacks", "sort")
-    models = (await visit.get("/v1/models", limit=str(MODELS_MAX), **fields))["data"]
+    fields = visit.filters
+    models = (await visit.get_list("/v1/models", limit=str(MODELS_MAX), **fields))["data"]
     values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
     return visit.render("models.html", 200, **values)
 
 
 async def show_try(visit: Visit) -> Response:
     """GET /dashboard/models/try: the form for `?model=`."""
-    fields = visit.filters("model")
+    fields = visit.filters
     model = await visit.get(f"/v1/models/{fields.get('model') or 'imagen4-fast'}")
     return _render_form(visit, model, {}, [])
 

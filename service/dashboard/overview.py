@@ -1,7 +1,8 @@
 """The first page: rates, success and durations of generations; the backlog of deliveries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import date, timedelta
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from service.dashboard.backlog import draw_backlog, draw_open
 from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
+from service.dashboard.subscribers import read_all
 from service.dashboard.visit import Visit
 from service.model.clock import parse_rfc3339, rfc3339
 from service.model.generation import OPEN
@@ -35,11 +37,12 @@ async def show(visit: Visit) -> Response:
     )
     sent = (await visit.get("/v1/deliveries", limit=str(DELIVERIES_MAX)))["data"]
     pending = await visit.get("/v1/deliveries", status="pending", limit=str(PENDING_MAX))
-    page: dict[str, Any] = {"data": []}
-    if visit.may("manage"):
-        page = await visit.get("/v1/subscribers", limit=str(SUBSCRIBERS_MAX))
-    # Their pending deliveries take long to count, so the page asks for each row by itself.
-    for first in page["data"][:1]:
+    # An open page asks for each row of a subscriber by itself.
+    has_rows = visit.may("manage") and not visit.is_live
+    subscribers = await read_all(visit) if has_rows else []
+    subscribers.sort(key=partial(_rank, _failing(sent, pending["data"])))
+    # Their pending deliveries take long to count, so the page comes without them.
+    for first in subscribers[:1]:
         visit.show_call(ApiCall(path=f"/v1/subscribers/{first['id']}/stats"))
     values = {
         "days": _by_day(usage["data"], visit.now),
@@ -50,10 +53,28 @@ async def show(visit: Visit) -> Response:
         "open_count": len(opened),
         "has_more_open": any(page["next"] for page in lists),
         "overdue": [each for each in opened if parse_rfc3339(each["deadline_at"]) <= visit.now],
-        "subscribers": page["data"],
+        "subscribers": subscribers[:SUBSCRIBERS_MAX],
+        "subscriber_count": len(subscribers),
         "is_empty": not recent,
     }
     return visit.render("overview.html", 200, **values)
+
+
+def _failing(*lists: Sequence[View]) -> set[str]:
+    """Return the ids of subscribers whose deliveries are dead, or wait after an error."""
+    rows = [each for rows in lists for each in rows]
+    return {
+        each["subscriber_id"]
+        for each in rows
+        if each["status"] == "dead" or (each["status"] == "pending" and each["last_error"])
+    }
+
+
+def _rank(failing: Container[str], subscriber: View) -> int:
+    """Return 0 if a subscriber needs help, 1 if a person stopped it, else 2."""
+    if subscriber["disabled_reason"] in ("gone", "failing") or subscriber["id"] in failing:
+        return 0
+    return 2 if subscriber["status"] == "active" else 1
 
 
 def _by_day(usage: Sequence[View], now: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import itsdangerous
 
-from service.model.clock import MINUTE
+from service.model.clock import MINUTE, SECOND
 from service.telemetry.brake import Limiter
 
 COOKIE = "genhook_sign_in"
@@ -73,3 +73,8 @@ class WrongKeys:
         # The total also bounds the use of invented addresses.
         limits = {address: FAILURES_PER_MINUTE, None: FAILURES_PER_MINUTE_OF_ALL}
         return self._limiter.admit(now, limits)
+
+
+def seconds_left(now: int) -> int:
+    """Return after how many seconds the minute ends in which wrong keys are counted."""
+    return -(-(MINUTE - now % MINUTE) // SECOND)

@@ -1,5 +1,7 @@
 """Subscribers: a list, and one with its health."""
 
+from typing import Any
+
 from starlette.responses import Response
 
 from service.dashboard.calls import ApiCall
@@ -7,13 +9,26 @@ from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.event import EVENT_TYPES
 
+LIMIT = 250  # The largest page of the API.
 QUANTILES = ("p50", "p95", "p99")
 
 
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/subscribers."""
-    page = await visit.get("/v1/subscribers", **visit.filters("after"))
+    page = await visit.get("/v1/subscribers", **visit.filters)
     return visit.render("subscribers.html", 200, page=page, event_types=EVENT_TYPES)
+
+
+async def read_all(visit: Visit) -> list[dict[str, Any]]:
+    """Return all subscribers of the tenant, newest first: the API bounds how many it has."""
+    rows: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = await visit.get("/v1/subscribers", limit=str(LIMIT), **after)
+        rows += page["data"]
+        if page["next"] is None:
+            return rows
+        after = {"after": page["next"]}
 
 
 async def show_health(visit: Visit) -> Response:

@@ -1,5 +1,6 @@
 """A request for a page: who asks, which API calls answer it, and the page in HTML."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -21,6 +22,8 @@ from service.settings import Settings
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
+# What our own links and open pages have in a query beside filters.
+_OWN_PARAMETERS = frozenset({"done", "at", "seen", "hosts"})
 NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, says nothing was done.
 # Between the tries of a form that was sent twice while its first request runs.
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.05, 3.2
@@ -47,9 +50,10 @@ class Site(NamedTuple):
 class RefusedError(Exception):
     """The API refused a call that a page needs: `reply` has the problem."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, back: str = "") -> None:
+        """`back` is the page to go back to, below /dashboard; empty for the first one."""
         super().__init__(reply.status)
-        self.reply = reply
+        self.reply, self.back = reply, back
 
 
 class Visit:
@@ -58,6 +62,10 @@ class Visit:
     def __init__(self, site: Site, request: Request, id_: bytes, key: Key | None) -> None:
         """`id_` is the id in the cookie; `key` is None if nobody is signed in."""
         self.site, self.request, self.id_, self.key = site, request, id_, key
+        # The path of the page where the answer is shown: an open page swaps in those of others.
+        self.shown_at = self.path
+        self.filter_names: tuple[str, ...] = ()
+        self.wrong: dict[str, str] = {}  # What is wrong with fields of the page's form, by name.
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
         self.now = site.context.clock()
@@ -109,8 +117,11 @@ class Visit:
         return query.get("done", "") if is_new else ""
 
     def link(self, path: str = "", /, **query: str | None) -> str:
-        """Return a relative link to a page, which works behind any path prefix of a proxy."""
-        up = "../" * (self.path.count("/") - 1)
+        """Return a relative link to a page, which works behind any path prefix of a proxy.
+
+        It counts from where the answer is shown, which need not be where it was asked for.
+        """
+        up = "../" * (self.shown_at.count("/") - 1)
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
@@ -142,17 +153,53 @@ class Visit:
         """Return fields without one of them."""
         return {other: value for other, value in fields.items() if other != name}
 
-    def filters(self, *names: str) -> dict[str, str]:
-        """Return the parameters with these names that are set in the page's query."""
+    def take_filters(self, names: tuple[str, ...]) -> None:
+        """Take the page's filters from the query; RefusedError if one would be without effect."""
         query = self.request.query_params
-        values = {name: query.get(name, "").strip() for name in names}
+        for name, count in Counter(name for name, _ in query.multi_items()).items():
+            if name not in names and name not in _OWN_PARAMETERS:
+                detail = f"This page has no filter {name[:50]}."
+            elif count > 1:
+                detail = f"The filter {name} is there more than once."
+            else:
+                continue
+            raise self.refusal(Reply(400, {"detail": detail}))
+        self.filter_names = names
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The page's filters that are set in its query."""
+        query = self.request.query_params
+        values = {name: query.get(name, "").strip() for name in self.filter_names}
         return {n: value[:FILTER_CHARACTERS_MAX] for n, value in values.items() if value}
+
+    async def get_list(self, path: str, fields: Mapping[str, str] = {}, /, **query: str) -> Any:
+        """Return a page of a list; an empty one if a filter is wrong: then `wrong` says why.
+
+        `fields` has the names of filters by those of the API's parameters, where they differ.
+        """
+        if not self.wrong:
+            reply = await self.send(ApiCall(path=path, query=query))
+            if reply.is_success:
+                return reply.content
+            errors = reply.content.get("errors", ()) if reply.status == 400 else ()
+            names = [each["pointer"].removeprefix("?") for each in errors]
+            names = [fields.get(name, name) for name in names]
+            # A cursor has no field that could show it.
+            if not names or not {*names} <= {*self.filters} - {"after"}:
+                raise self.refusal(reply)
+            self.wrong = {n: each["message"] for n, each in zip(names, errors, strict=True)}
+        return {"data": [], "next": None}
+
+    def refusal(self, reply: Reply) -> RefusedError:
+        """Return the error that shows a problem; if the query is wrong, the page works without."""
+        return RefusedError(reply, self.path.removeprefix(PATH) if reply.status == 400 else "")
 
     async def get(self, path: str, /, **query: str) -> Any:
         """Return what the API answers; RefusedError if it refuses."""
         reply = await self.send(ApiCall(path=path, query=query))
         if not reply.is_success:
-            raise RefusedError(reply)
+            raise self.refusal(reply)
         return reply.content
 
     async def send(self, call: ApiCall, headers: Mapping[str, str] | None = None) -> Reply:
@@ -202,7 +249,8 @@ class Visit:
         return sorted(set(self._origins))[: media.HOSTS_MAX]
 
     def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """Return a page."""
+        """Return a page; 400 in place of 200 if a filter is wrong."""
+        status = 400 if self.wrong and status == 200 else status
         html = self.site.templates.get_template(template).render(visit=self, **values)
         headers = {
             "content-security-policy": policy(self.origins),

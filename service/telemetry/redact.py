@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from service.telemetry.secret_names import HIDDEN_NAME, cut_texts, is_hidden
+
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
@@ -43,12 +45,6 @@ _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # A match of _SHAPES, in lower case, contains one of these; `in` is much cheaper than it.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
-_HIDDEN_KEYS = """
-    callbackurl webhook webhookurl webhooksecret webhookhmackey notifyurl secret apikey
-    authorization accesstoken token password
-"""
-_HIDDEN = frozenset(_HIDDEN_KEYS.split())
-_HIDDEN_NAME = re.compile(f'"(?:{"|".join(sorted(_HIDDEN))})":')
 _HIDDEN_HEADER = re.compile(
     rb"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
 )
@@ -76,6 +72,17 @@ class Redactor:
             if hint in lowered:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
+
+    def body(self, body: bytes) -> str | bytes:
+        """Return a body without what `text` cuts, nor texts under secret names; bytes if no UTF-8.
+
+        Of JSON nothing else changes.
+        """
+        body = cut_texts(body, REDACTED.encode())
+        try:
+            return self.text(body.decode())
+        except UnicodeDecodeError:
+            return self.text(body.decode("latin-1")).encode("latin-1")
 
     def header(self, name: str, value: str) -> str:
         """Return a header's value without secrets; REDACTED if the name is that of a secret."""
@@ -159,7 +166,7 @@ class Redactor:
                 return False
         if text.count("{") + text.count("[") > DEPTH_MAX:
             return False
-        if _HIDDEN_NAME.search(text.replace("_", "").replace("-", "").lower()):
+        if HIDDEN_NAME.search(text.replace("_", "").replace("-", "").lower()):
             return False
         return not (("%" in text or "&" in text) and self._hides_secret(text))
 
@@ -173,7 +180,7 @@ class Redactor:
         if isinstance(value, list):
             return [self._cut(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self._cut(child, depth - 1)
+            self._string(key): REDACTED if is_hidden(key, child) else self._cut(child, depth - 1)
             for key, child in value.items()
         }
 
@@ -275,12 +282,6 @@ def _forms(secret: str) -> Iterator[str]:
         piece = encoded[-(-before * 8 // 6) : -1]
         if len(piece) >= _BASE64_CHARACTERS_MIN:
             yield from (piece, piece.replace("+", "-").replace("/", "_"))
-
-
-def _is_hidden(key: str, child: Any) -> bool:
-    # `token` may also be a number: how many were used.
-    name = key.replace("_", "").replace("-", "").lower()
-    return name in _HIDDEN and not isinstance(child, int | float | None)
 
 
 class Secrets(Protocol):

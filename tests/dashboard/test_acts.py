@@ -86,6 +86,7 @@ async def test_a_dead_letter_is_retried_and_replayed(world: Harness, browser: Br
     dead = (await world.get("/v1/deliveries", status="dead"))["data"][0]
     span = {"since": "2026-11-18T00:00", "until": "2026-12-18T00:00"}
     fields = {"subscriber_id": dead["subscriber_id"], "only": "dead", **span}
+    fields["confirmed"] = "yes"
     page = await done(browser, "/replays/create", **fields)
     assert re.fullmatch(r"/dashboard/replays/rpl_\w+", page.url.path)
     assert "The replay has begun" in text_of(page)

@@ -38,7 +38,8 @@ async def ready(world: Harness, act: Act) -> tuple[str, dict[str, str]]:
     if act.name == "replays.create":
         assert (await world.client.post(f"/v1/replays/{ids['rpl']}/cancel")).is_success
         span = {"since": "2026-11-18T00:00", "until": "2026-12-18T00:00"}
-        return "", {"subscriber_id": ids["sub"], "only": "dead", **span}
+        fields = {"subscriber_id": ids["sub"], "only": "dead", "confirmed": "yes"}
+        return "", {**fields, **span}
     if name == "create":
         return "", fields
     if act.name == "generations.retry":
@@ -103,7 +104,7 @@ async def test_the_command_of_a_button_is_answered_as_its_form_is(
         ("/generations/{canceled}x/retry", {}, 404),
         ("/subscribers/create", {"url": "nothing"}, 422),
         ("/replays/create", {"subscriber_id": "{sub}", "since": "2026-11-18T00:00",
-                             "until": "2026-12-18T00:00"}, 409),
+                             "until": "2026-12-18T00:00", "confirmed": "yes"}, 409),
         ("/keys/create", {"name": "", "scopes": "read"}, 422),
     ],
 )  # fmt: skip

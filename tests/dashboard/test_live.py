@@ -238,6 +238,53 @@ def test_while_it_gets_no_good_answer_a_page_says_that_it_may_be_out_of_date(
 
 
 @pytest.mark.timeout(300)
+def test_a_good_answer_to_one_part_does_not_hide_that_another_is_out_of_date(
+    tmp_path: Path,
+) -> None:
+    with opened_in(tmp_path) as one:
+        health = re.compile(r"/health$")
+        with one.page.expect_response(health):
+            one.open("")
+        note = one.page.get_by_role("alert")
+        one.wait(1)
+        expect(one.page.locator("tr[hx-trigger='every 60s']")).to_have_count(1)
+        one.page.route(health, REFUSALS["503"])
+        with one.page.expect_response(health):
+            one.wait(62)
+        expect(note).to_contain_text("This page may be out of date")
+        with one.page.expect_response(lambda answer: answer.url.endswith("/dashboard")):
+            one.wait(31)  # The rest of the page.
+        one.wait(1)
+        expect(note).to_be_visible()
+        one.page.unroute(health)
+        with one.page.expect_response(health):
+            one.wait(62)
+        one.wait(1)
+        expect(note).to_be_hidden()
+        assert one.watched.complaints
+        one.watched.complaints.clear()
+
+
+@pytest.mark.timeout(300)
+def test_a_part_that_a_page_comes_without_is_asked_for_until_it_comes(tmp_path: Path) -> None:
+    with opened_in(tmp_path) as one:
+        [subscriber] = one.client.get("/v1/subscribers").json()["data"]
+        stats = re.compile(r"/stats$")
+        one.page.route(stats, REFUSALS["503"])
+        with one.page.expect_response(stats):
+            one.open(f"/subscribers/{subscriber['id']}")
+        expect(one.page.get_by_role("alert")).to_be_visible()
+        one.page.unroute(stats)
+        with one.page.expect_response(stats):
+            one.wait(62)
+        one.wait(1)
+        expect(one.page.get_by_role("heading", name="Waiting")).to_be_visible()
+        expect(one.page.get_by_role("alert")).to_be_hidden()
+        assert one.watched.complaints
+        one.watched.complaints.clear()
+
+
+@pytest.mark.timeout(300)
 def test_a_wall_whose_first_picture_is_of_an_unknown_host_waits_for_the_form(
     tmp_path: Path,
 ) -> None:

@@ -91,7 +91,9 @@ async def test_the_replay_that_is_offered_reaches_the_dead_letters_that_are_show
     assert [id_ for id_, is_chosen in OPTION.findall(page.text) if is_chosen] == [dead]
     fields = dict(re.findall(r'name="(since|until)" required value="([^"]+)"', page.text))
     replay = await browser.follow(
-        await browser.post("/replays/create", subscriber_id=dead, only="dead", **fields)
+        await browser.post(
+            "/replays/create", subscriber_id=dead, only="dead", confirmed="yes", **fields
+        )
     )
     count = len((await world.get("/v1/deliveries", status="dead", limit=100))["data"])
     assert f"of {count} events" in text_of(replay)
@@ -146,7 +148,7 @@ async def test_a_key_that_only_manages_sees_subscribers_and_no_link_that_is_refu
     ):
         page = await reader.get(path)
         assert page.status_code == 200, text_of(page)
-        assert 'hx-trigger="load"' not in page.text
+        assert 'hx-trigger="load' not in page.text
         for link in {each for each in links(page) if "/static/" not in each}:
             assert (await reader.client.get(link)).status_code != 403, (path, link)
 
@@ -179,12 +181,6 @@ async def test_an_empty_list_has_words_and_says_what_to_do_next(
 async def test_what_is_wrong_with_a_field_stands_apart_from_its_limits(browser: Browser) -> None:
     answer = await browser.post("/models/try", model="imagen4-fast", **{"input.prompt": "ab"})
     assert "must have at least 3 characters. From 3 to" in re.sub("<[^>]+>", "", answer.text)
-
-
-async def test_a_filter_that_is_refused_leads_back_to_the_page(browser: Browser) -> None:
-    page = await browser.get("/deliveries?status=wild")
-    assert page.status_code == 400
-    assert re.search(r'href="../dashboard/deliveries">Go back<', page.text)
 
 
 async def test_the_address_of_a_form_is_no_page_and_says_so(browser: Browser, ids: Ids) -> None:

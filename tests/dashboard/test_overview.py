@@ -6,6 +6,7 @@ import pytest
 
 from service.dashboard.account import DAYS_MAX, _fill
 from service.dashboard.plots import HEIGHT, bars
+from tests.contract.scenes import REFUSING_URL
 from tests.dashboard.browser import Browser, text_of
 from tests.harness import Harness
 
@@ -58,6 +59,30 @@ async def test_a_hundred_that_are_open_are_a_hundred_and_one_more_says_so(
     assert "100+ open" in page
     assert "+ overdue" in page
     assert "the oldest was due" not in page
+
+
+async def test_the_overview_says_how_many_subscribers_there_are_and_shows_those_in_trouble_first(
+    world: Harness, browser: Browser
+) -> None:
+    world.subscribers.answers[REFUSING_URL].extend([500] * 20)
+    failing = await world.subscribe(REFUSING_URL)
+    gone = await world.subscribe("http://127.0.0.1:7/gone")
+    world.subscribers.answers["http://127.0.0.1:7/gone"].append(410)
+    paused = await world.subscribe("http://127.0.0.1:7/paused")
+    body = {"status": "paused"}
+    assert (await world.client.patch(f"/v1/subscribers/{paused['id']}", json=body)).is_success
+    newer = [await world.subscribe(f"http://127.0.0.1:7/{index}") for index in range(9)]
+    await world.generate()
+    world.upstream.fail("task1")
+    await world.run(60)
+    page = await browser.get()
+    shown = re.findall(r'<tr hx-get="dashboard/subscribers/(\w+)/health"', page.text)
+    rest = [each["id"] for each in reversed(newer)]
+    assert shown == [gone["id"], failing["id"], paused["id"], *rest[:7]]
+    assert "These are 10 of 12: first those that" in text_of(page)
+    assert "All subscribers" in text_of(page)
+    live = await browser.get(HX_Request="true")
+    assert "Subscribers" not in text_of(live).partition("Open")[2]
 
 
 async def test_a_plot_without_a_value_is_not_drawn(world: Harness, browser: Browser) -> None:

@@ -214,21 +214,6 @@ async def test_the_overview_asks_for_the_health_of_each_subscriber(
     assert (await browser.get(rows[0])).status_code == 303  # Without htmx: to its page.
 
 
-async def test_the_pages_hold_behind_a_prefix(world: Harness) -> None:
-    async def strip(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["path"].startswith("/hooks/")
-        await app({**scope, "path": scope["path"].removeprefix("/hooks")}, receive, send)
-
-    app, world._asgi = world._asgi, strip  # type: ignore[method-assign]
-    one = Browser(world, prefix="/hooks")
-    page = await one.follow(await one.sign_in(next="/generations"))
-    assert page.url.path == "/hooks/dashboard/generations"
-    assert page.status_code == 200
-    assert all(link.startswith("/hooks/dashboard") for link in links(page))
-    [style] = [link for link in links(page) if link.endswith(".css")]
-    assert (await one.client.get(style)).status_code == 200
-
-
 async def test_files_are_named_by_their_content_and_kept(world: Harness, browser: Browser) -> None:
     found = set()
     for link in links(await browser.get()):

@@ -239,3 +239,50 @@ async def test_reading_keys_see_pages_and_no_others(world: Harness) -> None:
     await one.sign_in(secret)
     for path, status in (("", 200), ("/generations", 200), ("/subscribers", 403), ("/keys", 403)):
         assert (await one.get(path)).status_code == status, path
+
+
+@pytest.mark.parametrize(
+    ("path", "referer", "back"),
+    [
+        ("/keys/create", "http://genhook/dashboard/keys?tenant=other", "/keys?tenant=other"),
+        ("/models/try", "https://a.example/hooks/dashboard/models/try?model=imagen4",
+         "/models/try?model=imagen4"),
+        ("/replays/create", "http://genhook/dashboard/replays/create", "/replays"),
+        ("/subscribers/create", "http://[", "/subscribers"),
+        (f"/subscribers/sub_{'0' * 32}/edit", "", f"/subscribers/sub_{'0' * 32}/edit"),
+        (f"/subscribers/sub_{'0' * 32}/pause", "", f"/subscribers/sub_{'0' * 32}"),
+        (f"/keys/key_{'0' * 32}/revoke", "https://evil.example/", "/keys"),
+    ],
+)  # fmt: skip
+async def test_a_form_after_the_sign_in_has_ended_says_that_nothing_was_done_and_leads_back(
+    world: Harness, browser: Browser, path: str, referer: str, back: str
+) -> None:
+    await browser.post("/sign-out")
+    browser.client.headers["referer"] = referer
+    page = await browser.follow(await browser.post(path, "old", name="x"))
+    assert page.url.path == "/dashboard/sign-in"
+    assert "Your sign-in has ended; nothing was done." in text_of(page)
+    [next_] = re.findall(r'name="next" value="([^"]*)"', page.text)
+    assert next_ == back
+    world.clock.advance(60)
+    later = await browser.client.get(page.url)
+    assert "has ended" not in text_of(later)
+
+
+@pytest.mark.parametrize("target", ["/sign-out", "/keys/create", "/replays/create", "/nothing"])
+async def test_signing_in_leads_to_no_address_of_a_form(world: Harness, target: str) -> None:
+    one = Browser(world)
+    page = await one.follow(await one.sign_in(next=target))
+    assert (page.status_code, page.url.path) == (200, "/dashboard")
+
+
+async def test_too_many_wrong_keys_are_told_when_to_come_again(world: Harness) -> None:
+    one = Browser(world)
+    await try_wrong_keys(one, [""] * FAILURES_PER_MINUTE)
+    world.clock.advance(1)
+    answer = await one.post("/sign-in", token_of(await one.get("/sign-in")), key="ghk_no")
+    assert answer.status_code == 429
+    world.clock.advance(int(answer.headers["retry-after"]) - 1)
+    assert await try_wrong_keys(one, [""]) == [429]
+    world.clock.advance(1)
+    assert await try_wrong_keys(one, [""]) == [401]

@@ -217,3 +217,30 @@ async def test_a_callback_is_shown_without_a_key_whatever_its_shape(tmp_path: Pa
                 text = base64.b64decode(text).decode("latin-1")
             assert "called with [redacted]" in text
             assert shown["headers"]["x-debug"] == "key=[redacted]"
+
+
+async def test_a_callback_is_shown_without_texts_under_secret_names_and_stored_as_it_came(
+    tmp_path: Path,
+) -> None:
+    body = (
+        b'{"token": "s3cr3tvalue123",  "password":"hunter2hunter2", "API-Key": "k\\"y",'
+        b' "data": {"tokens": "a b", "token": 17, "param": "{\\"secret\\": \\"hush\\"}"}}'
+    )
+    cut = (
+        b'{"token": "[redacted]",  "password":"[redacted]", "API-Key": "[redacted]",'
+        b' "data": {"tokens": "a b", "token": 17, "param": "{\\"secret\\": \\"[redacted]\\"}"}}'
+    )
+    async with opened(tmp_path) as world:
+        await world.generate()
+        for sent, shown in ((body, cut), (body + b"\xff", cut + b"\xff")):
+            await world.call_back(content=sent)
+            [listed, *_] = (await world.get("/v1/callbacks"))["data"]
+            view = await world.get(f"/v1/callbacks/{listed['id']}")
+            is_text = view["body_encoding"] == "utf-8"
+            assert (view["body"].encode() if is_text else base64.b64decode(view["body"])) == shown
+        await world.call_back(content=body)  # It is known by the digest of what came.
+        assert (await world.get("/v1/callbacks"))["data"][0]["verdict"] == "duplicate"
+        stored = [
+            bytes(row["body"]) for row in await rows(world, "SELECT body FROM callback_bodies")
+        ]
+        assert body in stored

@@ -2,7 +2,7 @@
 // Nothing is asked while the page is hidden, or while text in the part that would change is selected.
 // No page is loaded anew under a form that is being filled in: it says that it is out of date. What is focused, opened or scrolled
 // in a part stays so, and so does the row at the top of the window, unless that is the page's start.
-// From a question without a good answer until the next good one, the page says that it may be out of date.
+// From a question without a good answer until the same one gets a good one, the page says that it may be out of date.
 "use strict";
 (() => {
   const nameOf = (each) => each.getAttribute("aria-label") || each.id || each.textContent;
@@ -33,10 +33,12 @@
       (field) => field === document.activeElement || isChanged(field),
     );
 
+  // A page that is opened in the background asks once for the parts that it comes without.
+  const begun = new WeakSet();
   document.addEventListener("htmx:beforeRequest", (event) => {
-    const part = event.detail.elt;
-    const isRepeated = (part.getAttribute("hx-trigger") || "").startsWith("every");
-    if (isRepeated && (document.hidden || isSelected(part))) event.preventDefault();
+    const part = event.detail.elt, isFirst = part.getAttribute("hx-trigger").startsWith("load") && !begun.has(part);
+    begun.add(part);
+    if (!isFirst && (document.hidden || isSelected(part))) event.preventDefault();
   });
 
   document.addEventListener("htmx:beforeOnLoad", (event) => {
@@ -45,12 +47,18 @@
     document.getElementById("held").hidden = !isHeld;
   });
 
-  let answered = new Date();
-  document.addEventListener("htmx:afterRequest", ({ detail: { xhr } }) => {
-    const note = document.getElementById("stale"), isGood = xhr.status >= 200 && xhr.status < 400;
-    if (isGood) answered = new Date();
-    else if (note.hidden) note.querySelector("time").textContent = `${answered.toISOString().slice(0, 19).replace("T", " ")} UTC`;
-    note.hidden = isGood;
+  // Each part by itself: a good answer to one says nothing of the others. A part without a good answer stays the same element.
+  const opened = new Date(), answered = new Map(), waiting = new Map();
+  document.addEventListener("htmx:afterRequest", ({ detail: { xhr, requestConfig } }) => {
+    const part = requestConfig.elt, path = requestConfig.path.split("?")[0];
+    if (xhr.status >= 200 && xhr.status < 400) {
+      answered.set(path, new Date());
+      waiting.delete(part);
+    } else waiting.set(part, answered.get(path) || opened);
+    for (const each of waiting.keys()) if (!each.isConnected) waiting.delete(each);
+    const note = document.getElementById("stale"), last = Math.min(...waiting.values());
+    note.hidden = waiting.size === 0;
+    if (!note.hidden) note.querySelector("time").textContent = `${new Date(last).toISOString().slice(0, 19).replace("T", " ")} UTC`;
   });
 
   let kept = null;
