@@ -10,12 +10,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from service.app import App
 from service.cli import main, server_checks
 from service.model.errors import StorageError
 from service.store.postgres import Database, ShardLocks
 from service.store.postgres.connection import connect, failures
 from tests import engine
 from tests.cli.test_serve import KEYS
+from tests.harness import settings
 from tests.wire.pooler import pooled
 
 LIMITS = ("statement_timeout", "lock_timeout", "transaction_timeout")
@@ -154,12 +156,21 @@ def blind(postgres: engine.Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.usefixtures("blind")
-@pytest.mark.parametrize("command", ["work", "serve", "tick"])
-def test_where_sessions_are_hidden_what_works_ends_with_a_sentence(
-    capsys: pytest.CaptureFixture[str], command: str
+@pytest.mark.parametrize("worker", [True, None])
+async def test_where_sessions_are_hidden_no_worker_starts(
+    postgres: engine.Schemas, tmp_path: Path, *, worker: bool | None
 ) -> None:
-    assert main.main([command]) == 1
+    url = f"{engine.database_of(tmp_path)}&track_activities=off"
+    app = App(settings(tmp_path, database_path=url, worker="embedded"))
+    with pytest.raises(StorageError, match="track_activities is off for this role"):
+        await app.start(worker=worker)
+
+
+@pytest.mark.usefixtures("blind")
+def test_where_sessions_are_hidden_a_tick_ends_with_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main(["tick"]) == 1
     assert "genhook: track_activities is off for this role" in capsys.readouterr().err
 
 
