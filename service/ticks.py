@@ -38,7 +38,7 @@ class Ticks:
 
     def __init__(self, right: Right) -> None:
         self._right = right
-        self._is_ticking = False
+        self.is_ticking = False
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Of the requests that the drive works for.
@@ -67,13 +67,13 @@ class Ticks:
 
         Requests that are under way by then go on without the caller; after them the session ends.
         """
-        if self._is_ticking:
+        if self.is_ticking:
             return WorkCounts(more=True)
-        self._is_ticking = True
+        self.is_ticking = True
         try:
             return await self._tick(asyncio.get_running_loop().time() + seconds)
         finally:
-            self._is_ticking = False
+            self.is_ticking = False
 
     async def _tick(self, ends_at: float) -> WorkCounts:
         async with self._right.hold(lambda: ALL, self._look_again) as session:

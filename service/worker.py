@@ -23,6 +23,7 @@ from service.ticks import Ticks, WorkCounts
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
+BEGIN_SECONDS = 10.0  # Of tries that fail, until the process counts as one that cannot work.
 SLEEP_SECONDS_MAX = 30.0
 RECORD_SECONDS = 1.0  # For requests that a stop cancels, to record that.
 
@@ -41,6 +42,9 @@ class Worker:
         self.submitter = Submitter(context)
         self.poller = Poller(context, self.submitter.budget, self.submitter.in_flight)
         self.task: asyncio.Task[None] | None = None
+        # Since when each try to begin has failed or waits, by the loop's clock; and the last error.
+        self._trying_since: float | None = None
+        self._failure = "the database does not answer"
         self.stopping = asyncio.Event()
         requests = (self.submitter, self.poller)
         self.right = Right(context, ownership, sender, *requests, self.stopping)
@@ -62,9 +66,19 @@ class Worker:
         return self.task is None
 
     @property
-    def is_alive(self) -> bool:
-        """False if the loops were started and have ended."""
-        return self.task is None or not self.task.done()
+    def problem(self) -> str | None:
+        """Why the loops that were started do not run, as a sentence; None if they do.
+
+        None as well while others hold all shards, or while the loops wait for a tick's end.
+        """
+        if self.task is not None and self.task.done():
+            return "The worker has stopped."
+        if self._trying_since is None or self.ticks.is_ticking:
+            return None
+        seconds = asyncio.get_running_loop().time() - self._trying_since
+        if seconds < BEGIN_SECONDS:
+            return None
+        return f"The worker has not begun to work for {seconds:.0f} seconds: {self._failure}."
 
     @property
     def has_failed(self) -> bool:
@@ -139,10 +153,14 @@ class Worker:
 
     async def _stand_by(self) -> bool:
         """Wait for the right to work; False at a stop. Log each failure, and try again."""
-        has_waited = False
+        has_waited, loop = False, asyncio.get_running_loop()
         while not self.stopping.is_set():
+            if self._trying_since is None:
+                self._trying_since = loop.time()
             try:
-                if await self._take_over():
+                is_begun = await self._take_over()
+                self._trying_since = None
+                if is_begun:
                     if has_waited:
                         _log.info("worker.took_over")
                     return True
@@ -150,8 +168,10 @@ class Worker:
                     _log.info("worker.standing_by")
                 has_waited = True
             except StorageError as error:
+                self._failure = str(error)
                 _log.error("worker.storage_failed", error=str(error))
             except Exception:  # noqa: BLE001  it must not end the process, which serves clients
+                self._failure = "an error of genhook, which the log has as worker.not_started"
                 _log.exception("worker.not_started")
             await _sleep(self.stopping, STANDBY_SECONDS)
         return False

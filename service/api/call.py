@@ -66,8 +66,8 @@ class Parts(Protocol):
         """True if no worker was started in this process."""
 
     @property
-    def is_alive(self) -> bool:
-        """True unless the worker should run in this process and does not."""
+    def problem(self) -> str | None:
+        """Why the worker that should run in this process does not, as a sentence; or None."""
 
     async def drive(self, generation_id: str) -> None:
         """Where no worker runs, do the work that a request made due; nothing is raised."""

@@ -53,6 +53,7 @@ class Server(msgspec.Struct):
 
     problem: str | None = None
     is_pooled: bool = False
+    worker_problem: str | None = None  # Why no worker could begin, if it is no pooler.
     schema_problem: str | None = None
     schema_version: int = 0
     state: dict[str, Any] = {}
@@ -79,20 +80,40 @@ def look(url: str) -> Server:
 
 
 async def _look(server: Server, url: str) -> None:
-    from service.store.postgres import schema
+    from service.store.postgres import locks, schema
     from service.store.postgres.connection import open_pool, transaction_of
 
     pool = await open_pool(url, 1, "genhook")
     server.is_pooled = pool.is_pooled
+    server.worker_problem = None if pool.is_tracked else locks.UNTRACKED
     try:
         async with transaction_of(pool) as connection:
             server.state = dict(await connection.fetchrow(_STATE))
             server.schema_problem = await schema.problem(connection)
-            server.schema_version = await schema.version(connection)
+            server.schema_version = schema.latest()
             if server.schema_problem is None:
                 await _look_inside(server, connection)
+                if not pool.is_pooled:
+                    server.worker_problem = await _try_as_worker(url)
     finally:
         await pool.close()
+
+
+async def _try_as_worker(url: str) -> str | None:
+    """Return why a worker could not begin now, or None; it takes no lock."""
+    from service.store.postgres import locks
+    from service.store.postgres.connection import connect, raising_storage_error
+
+    try:
+        connection = await connect(url)
+        try:
+            with raising_storage_error("no worker can look at the locks"):
+                await locks.begin(connection)
+        finally:
+            await connection.close()
+    except StorageError as error:
+        return str(error)
+    return None
 
 
 async def _look_inside(server: Server, connection: Any) -> None:
@@ -125,6 +146,9 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         )
         if server.is_pooled:
             yield _judged_pooler(settings)
+        if server.worker_problem:
+            level = _level_of_worker(settings)
+            yield Finding(level, "worker", f"None can begin: {server.worker_problem}.")
         yield _judged_durability(state)
         yield from _judged_times(state, now)
     if server.problem:
@@ -136,7 +160,8 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
     else:
         yield judge_schema(None, server.schema_version)
         yield Finding("ok", "database", "It can be written to.")
-        yield _judged_shards(server.shards)
+        if server.worker_problem is None:
+            yield _judged_shards(server.shards)
         yield from _judged_tables(server)
         if server.due is not None:
             yield from judge_due(server.due, now)
@@ -145,8 +170,12 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
 def _judged_pooler(settings: Settings) -> Finding:
     from service.store.postgres.locks import POOLED  # It needs the driver.
 
-    level: Level = "warn" if settings.worker == "off" else "fail"  # A worker does not start.
-    return Finding(level, "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}.")
+    return Finding(_level_of_worker(settings), "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}.")
+
+
+def _level_of_worker(settings: Settings) -> Level:
+    """Return the level of what keeps a worker from starting."""
+    return "warn" if settings.worker == "off" else "fail"
 
 
 def _judged_shards(shards: dict[str, int]) -> Finding:

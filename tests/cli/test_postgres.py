@@ -325,3 +325,65 @@ def test_a_backup_is_the_servers_own(
 ) -> None:
     assert main.main(["backup", str(tmp_path / "copy")]) == 1
     assert "use its own pg_dump" in printed(capsys)
+
+
+def outcomes(capsys: pytest.CaptureFixture[str], *commands: str) -> dict[str, str]:
+    """Run commands that fail; return the last line of each, without the name of the program."""
+    said = {}
+    for command in commands:
+        assert main.main([command]) == 1
+        said[command] = printed(capsys).splitlines()[-1].removeprefix("genhook: ")
+    return said
+
+
+OTHERS = "another program made {}: name an empty database or schema for genhook."
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        ("TABLE subscribers (id INT)", "subscribers"),
+        ("VIEW events AS SELECT 1 AS id", "events"),
+        ("SEQUENCE deliveries_due", "deliveries_due"),
+        ("DOMAIN attempts AS INT", "attempts"),
+        ("FUNCTION is_json (text TEXT) RETURNS INT LANGUAGE sql AS 'SELECT 1'", "is_json"),
+        ("TABLE schema_version (version INT)", "schema_version"),
+    ],
+)
+def test_what_another_program_made_is_a_sentence(
+    url: str,
+    postgres: engine.Schemas,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    made: str,
+    name: str,
+) -> None:
+    postgres.use_up(tmp_path)
+    execute(url, f"CREATE {made}")
+    message = OTHERS.format(name)
+    said = outcomes(capsys, "migrate", "tick", "serve", "work")
+    assert said == dict.fromkeys(said, message)
+    found = doctor(capsys)["schema"]
+    assert (found["level"], found["message"].lower()) == ("fail", message.lower())
+
+
+def test_tables_of_another_program_that_genhook_has_no_name_of_stay_beside_it(
+    url: str, postgres: engine.Schemas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    postgres.use_up(tmp_path)
+    execute(url, "CREATE TABLE songs (title TEXT)")
+    assert main.main(["migrate"]) == 0
+
+
+def test_a_schema_that_lost_its_number_is_a_sentence(
+    url: str, postgres: engine.Schemas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    postgres.use_up(tmp_path)
+    main.main(["migrate"])
+    execute(url, "DELETE FROM schema_version")
+    printed(capsys)
+    message = "schema_version has 0 rows, and needs one: restore a backup."
+    said = outcomes(capsys, "migrate", "tick", "serve", "work")
+    assert said == dict.fromkeys(said, message)
+    found = doctor(capsys)["schema"]
+    assert (found["level"], found["message"].lower()) == ("fail", message)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,7 +199,7 @@ async def test_a_worker_starts_once_its_lock_can_be_tried(
         worker.start()
         await world.subscribe()
         assert not worker.ownership.is_held
-        assert worker.is_alive
+        assert worker.problem is None
         monkeypatch.setattr(fcntl, "flock", flock)
         await wait_until_working(world)
         await world.generate()
@@ -243,9 +244,92 @@ async def test_a_second_worker_stands_by_until_the_first_one_stops(
         for _ in range(20):
             await waiting.get("/v1/events")
         assert not waiting.app.worker.ownership.is_held
-        assert waiting.app.worker.is_alive
+        assert waiting.app.worker.problem is None
         await waiting.run()
         assert not waiting.app.worker.ownership.is_held
         await stop_worker(working)
         await wait_until_working(waiting)
         await stop_worker(waiting)
+
+
+async def readiness(world: Harness) -> tuple[int, str]:
+    answer = await world.client.get("/readyz")
+    return answer.status_code, answer.json()["checks"]["worker"]
+
+
+@pytest.mark.sqlite_only("it makes the lock of a file fail")
+async def test_a_worker_that_cannot_begin_for_seconds_is_not_ready_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    async with opened(tmp_path) as world:
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", fail)
+            world.app.worker.start()
+            for _ in range(20):
+                assert await readiness(world) == (200, "ok"), "it may begin soon"
+            patched.setattr("service.worker.BEGIN_SECONDS", 0)
+            status, reason = await readiness(world)
+        assert status == 503
+        assert reason.startswith("The worker has not begun to work for 0 seconds: cannot lock ")
+        monkeypatch.setattr("service.worker.BEGIN_SECONDS", 0)
+        async with asyncio.timeout(30):
+            while await readiness(world) != (200, "ok"):
+                pass
+        await stop_worker(world)
+
+
+async def test_a_worker_whose_first_try_hangs_is_not_ready_but_one_that_waits_for_a_tick_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        worker, hangs, may_go_on = world.app.worker, asyncio.Event(), asyncio.Event()
+        acquire = worker.ownership.acquire
+
+        async def hang(shards: Any = None) -> bool:
+            hangs.set()
+            await may_go_on.wait()
+            return await acquire(shards)
+
+        monkeypatch.setattr(worker.ownership, "acquire", hang)
+        monkeypatch.setattr("service.worker.BEGIN_SECONDS", 0)
+        tick = asyncio.create_task(worker.tick(1))
+        await hangs.wait()
+        worker.start()
+        for _ in range(3):
+            assert await readiness(world) == (200, "ok")
+        tick.cancel()
+        await asyncio.wait([tick])
+        status, reason = await readiness(world)
+        assert status == 503
+        assert reason.endswith("the database does not answer.")
+        may_go_on.set()
+        await wait_until_working(world)
+        await stop_worker(world)
+
+
+@pytest.mark.sqlite_only("workers on PostgreSQL share the work")
+async def test_a_worker_that_stands_by_is_ready_for_however_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.BEGIN_SECONDS", 0)
+    async with opened(tmp_path) as working, opened(tmp_path) as waiting:
+        working.app.worker.start()
+        await wait_until_working(working)
+        tries, acquire = asyncio.Event(), waiting.app.worker.ownership.acquire
+
+        async def try_to_acquire(shards: Any = None) -> bool:
+            tries.set()
+            return await acquire(shards)
+
+        monkeypatch.setattr("service.worker.STANDBY_SECONDS", 60)
+        monkeypatch.setattr(waiting.app.worker.ownership, "acquire", try_to_acquire)
+        waiting.app.worker.start()
+        await tries.wait()
+        await waiting.get("/v1/events")
+        assert await readiness(waiting) == (200, "ok")
+        await stop_worker(waiting)
+        await stop_worker(working)

@@ -192,7 +192,7 @@ async def test_a_worker_keeps_its_right_until_its_submissions_have_ended(tmp_pat
         worker.stop()
         for _ in range(5):  # By now all loops have ended.
             await world.get("/v1/events")
-        assert worker.is_alive
+        assert worker.problem is None
         assert worker.ownership.is_held
         upstream.answers.set()
         await creating

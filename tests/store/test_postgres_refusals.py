@@ -1,6 +1,7 @@
 """What PostgreSQL refuses: a sentence for people, and no harm to others."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,27 @@ async def test_nul_in_a_list_of_ids_is_replaced(
         return await tx.select("SELECT value FROM json_rows(:ids)", {"ids": text})
 
     assert [row["value"] for row in await database.read(unit)] == stored
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("sslmode=verify-full&sslrootcert=/gone", "sslrootcert=/gone"),
+        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system"),
+        ("sslmode=require&sslcert=/gone", "sslcert=/gone"),
+        ("host=localhost&sslmode=require&sslcert=/gone", "directory: sslcert=/gone"),
+        ("sslmode=verify-ca&sslrootcert={text}", "sslrootcert={text}"),
+        ("sslmode=verify-ca&sslrootcert={folder}&sslcrl=/gone", "sslrootcert={folder}"),
+        ("host=/gone", "host=/gone"),
+    ],
+)
+async def test_an_error_about_a_file_names_the_option(
+    tmp_path: Path, options: str, named: str
+) -> None:
+    names = {"folder": tmp_path, "text": tmp_path / "text"}
+    names["text"].write_text("no certificate")
+    server = "" if "host=" in options else "127.0.0.1:1"  # Nothing is sent to it.
+    url = f"postgresql://genhook@{server}/genhook?{options.format(**names)}"
+    with pytest.raises(StorageError, match=re.escape(named.format(**names))) as caught:
+        await Database(url).open()
+    assert "in GENHOOK_DATABASE_URL" in str(caught.value)

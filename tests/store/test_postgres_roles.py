@@ -10,12 +10,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from service.cli import main
+from service.app import App
+from service.cli import main, server_checks
 from service.model.errors import StorageError
-from service.store.postgres import Database
+from service.store.postgres import Database, ShardLocks
 from service.store.postgres.connection import connect, raising_storage_error
 from tests import engine
 from tests.cli.test_serve import KEYS
+from tests.harness import settings
 from tests.wire.pooler import pooled
 
 LIMITS = ("statement_timeout", "lock_timeout", "transaction_timeout")
@@ -144,3 +146,55 @@ def test_a_lost_connection_is_not_told_in_the_words_of_the_driver(kind: type[Exc
         raising_storage_error("the database failed"),
     ):
         raise kind("cannot switch to state 15; another operation (2) is in progress")
+
+
+@pytest.fixture
+def blind(postgres: engine.Schemas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables of a process for whose sessions `track_activities` is off."""
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"{engine.database_of(Path())}&track_activities=off")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("worker", [True, None])
+async def test_where_sessions_are_hidden_no_worker_starts(
+    postgres: engine.Schemas, tmp_path: Path, *, worker: bool | None
+) -> None:
+    url = f"{engine.database_of(tmp_path)}&track_activities=off"
+    app = App(settings(tmp_path, database_path=url, worker="embedded"))
+    with pytest.raises(StorageError, match="track_activities is off for this role"):
+        await app.start(worker=worker)
+
+
+@pytest.mark.usefixtures("blind")
+def test_where_sessions_are_hidden_a_tick_ends_with_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main(["tick"]) == 1
+    assert "genhook: track_activities is off for this role" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("blind")
+def test_the_doctor_says_that_no_worker_can_begin_where_sessions_are_hidden(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main(["migrate"]) == 0
+    main.main(["doctor"])
+    assert "fail  worker       None can begin: track_activities is off" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bare_environment")
+async def test_the_doctor_says_why_a_worker_could_not_begin(
+    role: Role, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = await role()
+    async with opened(url) as database:
+        await database.migrate()
+        server = await asyncio.to_thread(server_checks.look, url)
+        assert server.worker_problem is None
+        url_of_other = re.sub(r"//[^/]*/", "//postgres@/", url)
+        worker = ShardLocks(database)
+        assert await worker.acquire()
+        server = await asyncio.to_thread(server_checks.look, url_of_other)
+        assert "all workers must use one role" in (server.worker_problem or "")
+        await worker.release()

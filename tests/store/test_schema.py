@@ -48,10 +48,15 @@ async def test_a_new_file_gets_every_table_and_index(tmp_path: Path) -> None:
     assert {row["name"] for row in rows} - {"sqlite_sequence", "sqlite_stat1"} == declared_names()
 
 
-async def test_a_file_of_another_program_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1, 7, -1])
+@pytest.mark.parametrize("what", ["TABLE songs (title TEXT)", "VIEW songs AS SELECT 1 AS title"])
+async def test_a_file_of_another_program_is_refused_and_stays_as_it_is(
+    tmp_path: Path, what: str, number: int
+) -> None:
     path = tmp_path / "a.db"
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE songs (title TEXT)")
+        connection.execute(f"CREATE {what}")
+        connection.execute(f"PRAGMA user_version={number}")
         connection.commit()
     async with opened(path) as database:
         with pytest.raises(StorageError, match="tables of another program"):
@@ -126,12 +131,12 @@ async def test_a_migration_that_fails_is_rolled_back(
 def test_the_last_statement_of_a_migration_needs_no_semicolon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "0001_two.sql").write_text("CREATE TABLE a (x);\nCREATE TABLE b (y)\n")
+    (tmp_path / "0001_two.sql").write_text("CREATE TABLE tenants (x);\nCREATE TABLE b (y)\n")
     monkeypatch.setattr(schema, "_FOLDER", tmp_path)
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         schema.migrate(connection)
         names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema")]
-    assert names == ["a", "b"]
+    assert names == ["tenants", "b"]
 
 
 async def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

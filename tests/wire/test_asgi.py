@@ -150,7 +150,7 @@ async def test_two_lifespans_share_it_until_the_last_one_ends(app: "Entry") -> N
         async with lifespan(app):
             assert await app.start() is first
         assert await status(app) == 200
-        assert first.worker.is_alive
+        assert first.worker.problem is None
 
 
 async def test_requests_that_come_first_start_it_once(app: "Entry") -> None:

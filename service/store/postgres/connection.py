@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 import asyncpg
@@ -49,14 +49,18 @@ _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "
 # Of class 42: rights; a missing table, column, object or function. The rest is our own fault.
 _SERVER_STATES = ("42501", "42P01", "42703", "42704", "42883")
 _CLIENTS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+_PID_AND_TRACKING = "SELECT pg_backend_pid(), CAST(current_setting('track_activities') AS BOOLEAN)"
 _NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 
 
 class Pool:
     """The connections of a process, each of which is taken for one transaction at a time."""
 
-    def __init__(self, connections: Any, settings: dict[str, str] | None) -> None:
+    def __init__(
+        self, connections: Any, settings: dict[str, str] | None, *, is_tracked: bool
+    ) -> None:
         self._connections = connections
+        self.is_tracked = is_tracked  # Whether the server shows when a session sent a statement.
         # Behind a pooler: statements that begin each transaction.
         self._preamble = None if settings is None else _set_local(settings)
 
@@ -123,6 +127,12 @@ class Pool:
         self._connections.terminate()
 
 
+class _Look(NamedTuple):
+    is_pooled: bool  # Whether the URL leads to a pooler.
+    is_tracked: bool  # As of `Pool`.
+    settings: dict[str, str]  # For each transaction.
+
+
 def _arguments(
     url: str, name: str, settings: dict[str, str], *, is_pooled: bool = False
 ) -> dict[str, Any]:
@@ -179,7 +189,7 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
     with raising_storage_error("cannot connect to the database"), _raising_refusal():
         async with asyncio.timeout(CONNECT_SECONDS):
-            is_pooled, settings = await _look_at_server(url, name)
+            is_pooled, is_tracked, settings = await _look_at_server(url, name)
             # It keeps no connection by itself: it would log each try while the server is away.
             sizes = {"min_size": 0, "max_size": connections}
             arguments = _arguments(url, name, settings, is_pooled=is_pooled)
@@ -188,11 +198,11 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
                 **arguments, **sizes, reset=_leave_as_it_is, connect=connect_
             )
     path = {name: _quoted(value) for name, value in _split_search_path(url)[1].items()}
-    return Pool(opened, {**settings, **path} if is_pooled else None)
+    return Pool(opened, {**settings, **path} if is_pooled else None, is_tracked=is_tracked)
 
 
-async def _look_at_server(url: str, name: str) -> tuple[bool, dict[str, str]]:
-    """Return whether the URL leads to a pooler, and the settings for each transaction.
+async def _look_at_server(url: str, name: str) -> _Look:
+    """Look at the server, or at the pooler that stands before it.
 
     A pooler reports another process id for the session than the server does. StorageError if the
     server cannot be used at all.
@@ -201,10 +211,11 @@ async def _look_at_server(url: str, name: str) -> tuple[bool, dict[str, str]]:
     try:
         _check_version(connection.get_server_version())
         _check_encoding(connection.get_settings().server_encoding)
-        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        pid, is_tracked = await connection.fetchrow(_PID_AND_TRACKING)
         is_newer = connection.get_server_version() >= (17,)
         newer = NEWER_SETTINGS if is_newer else {}
-        return bool(pid != connection.get_server_pid()), {**TRANSACTION_SETTINGS, **newer}
+        is_pooled = bool(pid != connection.get_server_pid())
+        return _Look(is_pooled, is_tracked, {**TRANSACTION_SETTINGS, **newer})
     finally:
         connection.terminate()
 

@@ -154,6 +154,11 @@ class Database(writes.Database):
         """Whether this process is connected through a pooler."""
         return self._pool is not None and self._pool.is_pooled
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether others see what the sessions of this process do."""
+        return self._pool is None or self._pool.is_tracked
+
     def holds(self, id_: str) -> bool:
         """Whether this process holds the shard of a subscriber or a generation."""
         return self.holding.has(id_)

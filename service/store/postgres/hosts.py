@@ -1,7 +1,11 @@
 """The servers that a URL names: after a fail-over, another one of them takes writes."""
 
+import os
+import ssl
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import asyncpg
 from asyncpg.exceptions import TargetServerAttributeNotMatched
@@ -16,6 +20,11 @@ _NEXT = (
     asyncpg.CannotConnectNowError,
     asyncpg.ConnectionDoesNotExistError,
 )
+
+
+# Options of a URL that name files: no error says which.
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_NOT_OPENED = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 class Hosts:
@@ -38,7 +47,7 @@ class Hosts:
             try:
                 opened = await asyncpg.connect(url, timeout=timeout / len(urls), **arguments)
             except _NEXT as error:
-                failures.append(error)
+                failures.append(_with_files(error, url))
             else:
                 self._urls.sort(key=lambda other: other != url)  # The others keep their order.
                 return opened
@@ -50,3 +59,22 @@ class Hosts:
 def hosts_of(url: str) -> Hosts:
     """Return the servers of a URL, which all connections of this process share."""
     return Hosts(url)
+
+
+def _with_files(error: Exception, url: str) -> Exception:
+    """Return an error about a file with the options of the URL that it may be about."""
+    options = [
+        (name, value)
+        for name, value in parse_qsl(url.partition("?")[2])
+        if name in _FILES or (name == "host" and value.startswith("/"))  # A socket's folder.
+    ]
+    if isinstance(error, _NOT_OPENED):
+        options = [(name, path) for name, path in options if not _is_readable(path)]
+    elif not isinstance(error, ssl.SSLError):
+        return error
+    names = ", ".join(f"{name}={path}" for name, path in options)
+    return OSError(f"{error}: {names} in GENHOOK_DATABASE_URL") if names else error
+
+
+def _is_readable(path: str) -> bool:
+    return os.access(path, os.R_OK) and not Path(path).is_dir()

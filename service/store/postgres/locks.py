@@ -52,6 +52,10 @@ POOLED = (
     "own: have workers, ticks and copies connect to the server itself, and only processes with "
     "GENHOOK_WORKER=off to the pooler"
 )
+UNTRACKED = (
+    "track_activities is off for this role, database or server, and nobody could see which worker "
+    "hangs: set it to on, for which a superuser's right is needed, and start again"
+)
 _OWN_STATE = "SELECT state FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 
@@ -132,10 +136,15 @@ async def class_of(connection: Any) -> int:
 
 
 async def begin(connection: Any) -> Locks:
-    """Return the locks of a connection; StorageError if a pooler or the server hides sessions."""
+    """Return the locks of a connection; StorageError if sessions are hidden from each other."""
     pid = await connection.fetchval(_PID)
     if pid != connection.get_server_pid():
         raise StorageError(POOLED)
     if await connection.fetchval(_OWN_STATE) in (None, "disabled"):
-        raise StorageError("track_activities is off: nobody can see which worker hangs")
-    return Locks(connection, await class_of(connection), pid)
+        raise StorageError(UNTRACKED)
+    begun = Locks(connection, await class_of(connection), pid)
+    if (await begun.read_view()).is_hidden:
+        raise StorageError(
+            "the activity of another worker cannot be seen: all workers must use one role"
+        )
+    return begun

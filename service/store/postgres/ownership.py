@@ -81,7 +81,9 @@ class ShardLocks:
     @property
     def refusal(self) -> str | None:
         """Why this process can never hold a shard, or None."""
-        return locks.POOLED if self._database.is_pooled else None
+        if self._database.is_pooled:
+            return locks.POOLED
+        return None if self._database.is_tracked else locks.UNTRACKED
 
     @property
     def is_held(self) -> bool:
@@ -199,10 +201,6 @@ class ShardLocks:
         connection = await connect(self._database.url, self._database.name)
         self._database.lock_connection = connection
         self._locks = await locks.begin(connection)
-        if (await self._locks.read_view()).is_hidden:
-            raise StorageError(
-                "the activity of another worker cannot be seen: all workers must use one role"
-            )
         await connection.add_listener(await connection.fetchval(_CHANNEL), self._hear)
         self._looked_at = asyncio.get_running_loop().time()
 

@@ -5,14 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from service.model.errors import StorageError
-from service.store.migrations import describe_problem, list_migrations
+from service.store.migrations import (
+    RESTORE,
+    Older,
+    describe_others,
+    describe_problem,
+    list_migrations,
+)
 from service.store.postgres.connection import LONG_SECONDS
 
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
 
+_IS_OURS = """
+SELECT count(*) = 2 FROM pg_attribute WHERE attrelid = to_regclass('schema_version')
+    AND attname IN ('number', 'genhook_id') HAVING to_regclass('schema_version') IS NOT NULL"""
+# Which of these names stand for something in the schema. A table has a type of its name, too.
+_TAKEN = """
+SELECT name FROM unnest(CAST($1 AS TEXT[])) name, to_regnamespace(current_schema()) here
+WHERE EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = here AND relname = name)
+    OR EXISTS (SELECT 1 FROM pg_type WHERE typnamespace = here AND typname = name)
+    OR EXISTS (SELECT 1 FROM pg_proc WHERE pronamespace = here AND proname = name)"""
+
 _INDEX = re.compile(r"(?m)^CREATE (?:UNIQUE )?INDEX (\w+)[^;]*")
 _TABLE = re.compile(r"(?ms)^CREATE TABLE (\w+) \((.*?)^\);")
+_FUNCTION = re.compile(r"(?m)^CREATE FUNCTION (\w+)")
 _KEY = re.compile(r"(?m)^ +PRIMARY KEY \(([^)]*)\)|^ +(\w+) .*\b(PRIMARY KEY|UNIQUE)")
 
 
@@ -27,15 +44,32 @@ def latest() -> int:
 
 
 async def version(connection: Any) -> int:
-    """Return the schema version; 0 if there is none yet."""
-    if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+    """Return the schema version; 0 if there is none yet.
+
+    StorageError if `schema_version` is the table of another program, or has lost its row.
+    """
+    is_ours = await connection.fetchval(_IS_OURS)
+    if is_ours is None:
         return 0
-    return int(await connection.fetchval("SELECT number FROM schema_version"))
+    if not is_ours:
+        raise StorageError(describe_others(["schema_version"]))
+    numbers = await connection.fetch("SELECT number FROM schema_version")
+    if len(numbers) != 1:
+        raise StorageError(f"schema_version has {len(numbers)} rows, and needs one: {RESTORE}")
+    return int(numbers[0][0])
 
 
 async def problem(connection: Any) -> str | None:
-    """Return what is wrong with the version of the schema, or None."""
-    return describe_problem(await version(connection), latest())
+    """Return what is wrong with the schema, or None."""
+    try:
+        current = await version(connection)
+    except StorageError as error:
+        return str(error)
+    if current == 0:
+        names = [*tables(), *indexes(), *_FUNCTION.findall(_read_all())]
+        if others := [row[0] for row in await connection.fetch(_TAKEN, names)]:
+            return describe_others(others)
+    return describe_problem(current, latest())
 
 
 def indexes() -> dict[str, str]:
@@ -56,7 +90,11 @@ def indexes() -> dict[str, str]:
 
 def tables() -> list[str]:
     """Return the tables of the migrations."""
-    return [name for _, path in migrations() for name, _ in _TABLE.findall(path.read_text())]
+    return [name for name, _ in _TABLE.findall(_read_all())]
+
+
+def _read_all() -> str:
+    return "\n".join(path.read_text() for _, path in migrations())
 
 
 async def missing_tables(connection: Any) -> list[str]:
@@ -78,13 +116,13 @@ async def missing_indexes(connection: Any) -> dict[str, str]:
 async def migrate(connection: Any) -> list[str]:
     """Apply the missing migrations in the transaction of the connection; return their names.
 
-    StorageError if the schema is newer.
+    StorageError if the schema is newer, or has names of genhook's that are another program's.
     """
     applied: list[str] = []
     await connection.execute(_LOCK, timeout=LONG_SECONDS)  # Another process may migrate now.
+    if (message := await problem(connection)) and not isinstance(message, Older):
+        raise StorageError(message)
     current = await version(connection)
-    if current < 0:
-        raise StorageError(describe_problem(current, latest()))
     if current == 0:
         await connection.execute(
             "CREATE TABLE schema_version (number BIGINT NOT NULL,"

@@ -19,6 +19,8 @@ FROM unnest(CAST($1 AS TEXT[])) name"""
 # A transaction's number, if it has written; and how one with a number has ended.
 _NUMBER = "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)"
 _STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
+# Writes to the log of the server (WAL), and nothing else.
+_MARK = "SELECT pg_logical_emit_message(TRUE, 'genhook', '')"
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
 BATCH_CHARGE_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -186,6 +188,9 @@ async def was_committed(pool: Pool, number: str | None) -> bool:
     """Return whether a transaction was committed. TimeoutError if it has not ended yet.
 
     One that has written nothing counts as not committed: it may run again.
+
+    The server says "committed" before the synchronous standbys have it, too, such as after the end
+    of a session that waited for them. Standbys get commits in order, so a later one is waited for.
     """
     if number is None:
         return False
@@ -194,6 +199,8 @@ async def was_committed(pool: Pool, number: str | None) -> bool:
             status = await connection.fetchval(_STATUS, number)
         except asyncpg.InvalidParameterValueError:  # A new primary that never got the transaction.
             return False
+        if status == "committed":
+            await connection.execute(_MARK)
     if status == "in progress":
         raise TimeoutError
     return bool(status == "committed")
