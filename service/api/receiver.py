@@ -73,7 +73,7 @@ class Receiver:
         except Problem as error:
             await send_problem(send, error, request_id)
         except StorageError as error:
-            problem = unavailable("The callback was not stored.")
+            problem = unavailable("The callback is not known to be stored: send it again.")
             await _answer_not_stored(send, problem, request_id, str(error))
         except DisconnectedError:
             return

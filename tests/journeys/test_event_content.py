@@ -99,7 +99,7 @@ async def succeed_late(world: Harness) -> None:
     await world.call_back()
 
 
-ENDS = {
+ENDS: dict[Callable[[Harness], Awaitable[None]], tuple[str, bool]] = {
     answer_with_files: ("succeeded", True),
     answer_with_files_and_a_task: ("succeeded", True),
     answer_with_a_failure: ("failed", True),
