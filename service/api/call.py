@@ -1,6 +1,7 @@
 """An API call, what the process offers to answer it, and answers in JSON."""
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -130,7 +131,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.ValidationError as error:
             raise _wrong_fields(field_errors(str(error), document, type_)) from None
         except (ValueError, RecursionError) as error:
-            raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
+            raise _no_json(body, error) from None
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
@@ -233,3 +234,28 @@ def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
     return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
+
+
+def _no_json(body: bytes, error: Exception) -> Problem:
+    r"""400: the body is not JSON. msgspec calls an empty body and a `\ud800` "truncated"."""
+    detail = f"The body is not JSON: {error}"
+    if not body.strip():
+        detail = "A body is needed: a JSON object."
+    elif _has_lone_surrogate(body):
+        detail = (
+            "A text of the body has half of a surrogate pair, of \\ud800 to \\udfff: "
+            "no character is that, and UTF-8 cannot hold it."
+        )
+    return Problem(400, "invalid_json", detail)
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    try:
+        document = json.loads(body)  # It takes them, unlike msgspec.
+    except (ValueError, RecursionError):
+        return False
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

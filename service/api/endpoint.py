@@ -1,11 +1,13 @@
 """Turns HTTP requests into calls, and answers and exceptions into HTTP responses."""
 
 import hmac
+import re
 from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,11 +19,22 @@ from starlette.types import ASGIApp
 from service.api import idempotency
 from service.api.asgi import DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query, read_header
-from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
+from service.api.problem import (
+    FieldError,
+    Problem,
+    internal_error,
+    secret_unreadable,
+    unavailable,
+)
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.model.clock import MINUTE
-from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
+from service.model.errors import (
+    SearchTooLongError,
+    StorageBusyError,
+    StorageError,
+    UnstoredError,
+)
 from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
 from service.store import keys
 from service.store.database import Unit
@@ -29,13 +42,24 @@ from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
-NO_BODY_BYTES = 64  # Read of a request that should have no body; `{}` counts as none.
+_SAFE = ("GET", "HEAD")
+_TOO_MUCH = "asks for a search that looks at too much"
+_WITH_KEY = "Repeat it with the same Idempotency-Key."
+_WITHOUT_KEY = "A repeat is safe only with the Idempotency-Key of the first try; this had none."
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # Bytes that are not UTF-8, as `surrogateescape` has them.
 _KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
 _AUDITED = ("tenant", "scopes", "subscriber_id")  # Fields of a created resource that the log shows.
 
 _log = log.get()
 # app.py answers these. They are routes here too, so that another method is answered 405.
 ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
+
+
+class NoFields(msgspec.Struct, forbid_unknown_fields=True):
+    """The body, if there is one, of an operation that takes none: `{}`.
+
+    genhook would ignore what a client means by a field.
+    """
 
 
 def build(parts: Parts) -> ASGIApp:
@@ -70,6 +94,10 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         request_id=request.state.request_id,
         receive=request.receive,
     )
+    if not operation.reads_body and call.body:
+        call.decode(NoFields)
+        call = msgspec.structs.replace(call, body=b"")
+    request.state.operation = operation  # From now on something may be stored.
     result = await _run(call, operation)
     if operation.audit:
         _log_act(call, operation, result)
@@ -131,12 +159,10 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             problem = Problem(404, "not_found", "There is nothing at this path.")
         case SearchTooLongError():
             detail = "The search looks at too much. If it takes filters or a time, ask for less."
-            problem = Problem(400, "invalid_query", detail)
-        case StorageBusyError():
-            problem = unavailable(f"Try again: {error}.")
+            pointer = "?" if request.method in _SAFE else ""
+            problem = Problem(400, "invalid_query", detail, [FieldError(pointer, _TOO_MUCH)])
         case StorageError():
-            _log.error("request.not_stored", path=path, error=str(error))
-            problem = unavailable("The database did not store the request.")
+            problem = _answer_storage(request, error)
         case VaultError():
             _log.error("secret.unreadable", path=path, error=str(error))
             problem = secret_unreadable()
@@ -145,6 +171,29 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             problem = internal_error()
     request.state.code = problem.code
     return answer_problem(problem, request.state.request_id)
+
+
+def _answer_storage(request: Request, error: StorageError) -> Problem:
+    """503: say whether the request is surely not stored, or may be: a repeat might be paid twice.
+
+    If something else than the unit to store was refused, that is not known.
+    """
+    path, operation = request.scope["path"], request.scope["state"].get("operation")
+    is_busy = isinstance(error, StorageBusyError)
+    reason = error if is_busy else "the database failed"
+    is_read = request.method in _SAFE
+    if not is_busy:
+        event = "request.not_read" if is_read else "request.not_stored"
+        _log.error(event, path=path, error=str(error))
+    if is_read:
+        return unavailable(f"The answer could not be read: {reason}. Try again.")
+    if operation is None or isinstance(error, UnstoredError):
+        return unavailable(f"Nothing was stored: {reason}. Try again.")
+    advice = "Look whether it was before you repeat it."
+    if operation.creates:
+        is_keyed = "idempotency-key" in request.headers
+        advice = _WITH_KEY if is_keyed else f"{advice} {_WITHOUT_KEY}"
+    return unavailable(f"The request may have been stored: {reason}. {advice}")
 
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
@@ -202,29 +251,31 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     query: dict[str, str] = {}
     if operation.scope == "open":
         return query  # Probes and browsers may append parameters of their own.
-    if request.scope["query_string"].count(b"&") >= PARAMETERS_MAX:
+    text = request.scope["query_string"].decode(errors="surrogateescape")
+    if text.count("&") >= PARAMETERS_MAX:
         detail = f"There are more than {PARAMETERS_MAX} parameters."
-        raise Problem(400, "invalid_query", detail)
-    for name, value in request.query_params.multi_items():
+        raise Problem(400, "invalid_query", detail, [FieldError("?", "has too many parameters")])
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        shown = name[:64].encode(errors="replace").decode()
         known = "metadata." if name.startswith("metadata.") else name
         if known not in operation.query:
-            raise bad_query(name[:64], "is unknown")
+            raise bad_query(shown, "is unknown")
         if name in query:
-            raise bad_query(name[:64], "is repeated")
-        if "\0" in value or "\ufffd" in value:
-            raise bad_query(name[:64], "must be UTF-8 without NUL")
+            raise bad_query(shown, "is repeated")
+        if "\0" in value or _NO_TEXT.search(name + value):
+            raise bad_query(shown, "must be UTF-8 without NUL")
         query[name] = value
     return query
 
 
 async def _read_body(operation: Operation, parts: Parts, request: Request) -> bytes:
     settings = parts.context.settings
-    if not operation.reads_body:
-        if operation.method == "POST":
-            await _expect_no_body(request, settings.body_seconds)
-        return b""
+    if operation.method == "GET":
+        return b""  # A body of a GET means nothing (RFC 9110 section 9.3.1).
     limits = settings.request_body_bytes, settings.body_seconds
     body = await read_body(request.scope, request.receive, *limits)
+    if not operation.reads_body:
+        return body.strip()
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
@@ -243,14 +294,3 @@ async def read_form(context: Context, request: Request, bytes_max: int) -> bytes
         raise HTTPException(problem.status, problem.detail, problem.headers) from None
     except DisconnectedError:
         raise ClientDisconnect from None
-
-
-async def _expect_no_body(request: Request, seconds: float) -> None:
-    """Problem 422 if there is a body: genhook would ignore what its client means by it."""
-    refusal = Problem(422, "invalid_request", "This operation takes no body.")
-    try:
-        body = await read_body(request.scope, request.receive, NO_BODY_BYTES, seconds)
-    except Problem as problem:
-        raise (refusal if problem.status == 413 else problem) from None
-    if body.strip() not in (b"", b"{}"):
-        raise refusal

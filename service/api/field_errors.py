@@ -30,6 +30,11 @@ _UNITS = {"str": "character", "array": "entry", "object": "entry"}
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (
+        re.compile(r"Expected `([^`]*\bint\b[^`]*)`, got `float`"),
+        lambda match: f"must be {_to_nouns(match[1])}, written without a fraction or an exponent",
+    ),
+    (re.compile(r"(?:Number|Integer value) out of range"), lambda _: "is a number out of range"),
+    (
         re.compile(r"Expected `([^`]*)`, got `([^`]*)`"),
         lambda match: f"must be {_to_nouns(match[1])}, not {_to_nouns(match[2])}",
     ),

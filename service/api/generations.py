@@ -200,7 +200,7 @@ async def get_timeline(tx: Transaction, call: Call) -> Answer:
     entries = [_entry(generation.created_at, "stored", id_, "The request was stored.")]
     if generation.submitted_at is not None:
         at, task_id = generation.submitted_at, generation.task_id
-        summary = "Upstream works on the generation."
+        summary = "Upstream took the generation."
         entries.append(_entry(at, "submitted", None, summary, task_id=task_id))
     exchanges, callbacks, events, attempts = await generations.timeline(tx, generation)
     entries += map(_exchange, exchanges)

@@ -17,7 +17,10 @@ MESSAGE_CHARACTERS = 512
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One wrong field: `pointer` is a JSON pointer (RFC 6901), or `?name` for a query parameter."""
+    """One wrong field: `pointer` is a JSON pointer (RFC 6901), or `?name` for a query parameter.
+
+    `?` is the whole query.
+    """
 
     pointer: str
     message: str
@@ -33,15 +36,25 @@ class FieldError(msgspec.Struct, frozen=True):
         return FieldError(pointer, message)
 
 
+# The codes of the problems that name what is wrong in `errors`, at least one thing.
+CODES_WITH_ERRORS = ("invalid_request", "invalid_query", "address_refused")
+
+
 @dataclass(eq=False)
 class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
-    """An answer with an error status, a stable code and a sentence for people."""
+    """An answer with an error status, a stable code and a sentence for people.
+
+    It has `errors` if its code is one of CODES_WITH_ERRORS, and only then.
+    """
 
     status: int
     code: str
     detail: str
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert bool(self.errors) == (self.code in CODES_WITH_ERRORS), self.code
 
     def body(self, request_id: str) -> bytes:
         """Return the body in JSON; it has `errors` only if fields are wrong, and at most 100."""
@@ -91,6 +104,12 @@ secret_unreadable = partial(
 # The database is full, busy or gone.
 unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
 # The process stops; the client has to repeat a request that it has not answered.
-stopping = partial(Problem, 503, "stopping", "The process stops.", headers={"retry-after": "1"})
+stopping = partial(
+    Problem,
+    503,
+    "stopping",
+    "The process stops. If the request asked for a change, that may have been stored.",
+    headers={"retry-after": "1"},
+)
 # A fault of genhook; the log has the traceback.
 internal_error = partial(Problem, 500, "internal_error", "Something went wrong here.")

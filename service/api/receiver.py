@@ -72,7 +72,7 @@ class CallbackReceiver:
         except Problem as error:
             await send_problem(send, error, request_id)
         except StorageError as error:
-            problem = unavailable("The callback was not stored.")
+            problem = unavailable("The callback is not known to be stored: send it again.")
             await _answer_not_stored(send, problem, request_id, str(error))
         except DisconnectedError:
             return

@@ -45,7 +45,7 @@ def _request(
     """
     key = options.argument_idempotency_key or secrets.token_hex(16)
     options.argument_idempotency_key = key
-    repeat = f"It may have been stored: repeat it with --idempotency-key {key}, to pay once."
+    repeat = f"In any case repeat it with --idempotency-key {key}, to pay once."
     try:
         return client.send(connection, command, options, **more)
     except calls.UnsentError:

@@ -14,6 +14,7 @@ from service.delivery import fanout
 from service.model.clock import rfc3339
 from service.model.event import EVENT_TYPE_OF, Event
 from service.model.generation import Generation
+from service.model.ids import new_id
 from service.store import callbacks, events, generations
 from service.store.database import Transaction
 from service.store.rows import json_text
@@ -155,7 +156,9 @@ class Batch:
         self._tx = tx
         self.context = context
         self._before = before
-        self._events: list[tuple[Event, Generation]] = []
+        # By the id of a new event, its generation with every change until its next event: the event
+        # shows what the API answers after this commit.
+        self._shown: dict[str, Generation] = {}
 
     def ingest(self, generation_id: str, update: Update) -> Generation:
         """Apply what upstream reports; return the changed generation.
@@ -169,15 +172,12 @@ class Batch:
         changes = _status_changes(self.context, generation, update, self.now)
         if update.status in ("processing", "succeeded"):  # Even if no task id is known.
             changes |= submission_changes(generation, "taken")
-        generation = self.change(generation_id, **changes)
-        type_, view = EVENT_TYPE_OF[update.status], generation.view()
         # The ids of a generation's events are in their order, whichever process makes them.
         last_id = generation.event_ids[-1] if generation.event_ids else None
-        event = events.new_event(
-            generation.tenant, type_, view, generation_id, self.now, after=last_id
-        )
-        self._events.append((event, generation))
-        return self.change(generation_id, event_ids=[*generation.event_ids, event.id])
+        event_id = new_id("evt", self.now, after=last_id)
+        self._shown[event_id] = generation
+        changes["event_ids"] = [*generation.event_ids, event_id]
+        return self.change(generation_id, **changes)
 
     def change(self, generation_id: str, **changes: Any) -> Generation:
         """Change fields of a generation; return the changed generation."""
@@ -192,6 +192,8 @@ class Batch:
         after = msgspec.structs.replace(before, **changes)
         assert after.status == before.status or before.can_become(after.status)
         self.generations[generation_id] = after
+        if after.event_ids and (last_id := after.event_ids[-1]) in self._shown:
+            self._shown[last_id] = after
         return after
 
     def before(self, generation_id: str) -> Generation:
@@ -204,11 +206,12 @@ class Batch:
         await generations.update(
             tx, [(self._before[id_], after) for id_, after in self.generations.items()]
         )
-        if not self._events:
+        if not self._shown:
             return
-        await events.insert(tx, [event for event, _ in self._events])
-        await fanout.fan_out(tx, self.context, self._events)
-        ended = [generation for _, generation in self._events if generation.is_terminal]
+        new = [(_event_of(id_, shown, self.now), shown) for id_, shown in self._shown.items()]
+        await events.insert(tx, [event for event, _ in new])
+        await fanout.fan_out(tx, self.context, new)
+        ended = [generation for generation in self._shown.values() if generation.is_terminal]
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage.update(generations.usage_of(generation))
@@ -220,6 +223,11 @@ class Batch:
             # A timed out generation may still get a result, so its callbacks are still confirmed.
             final_ids = [generation.id for generation in ended if generation.is_final]
             await generations.delete_confirmations(tx, final_ids)
+
+
+def _event_of(id_: str, generation: Generation, now: int) -> Event:
+    type_, view = EVENT_TYPE_OF[generation.status], generation.view()
+    return events.new_event(generation.tenant, type_, view, generation.id, now, id_=id_)
 
 
 async def store_hints(
@@ -242,8 +250,10 @@ def log_unknown_word(word: str | None, generation_id: str) -> None:
 
 def _status_changes(context: Context, old: Generation, update: Update, now: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"status": update.status, "task_id": old.task_id or update.task_id}
+    if update.status in ("processing", "succeeded"):  # Upstream has, or had, the task.
+        changes["submitted_at"] = old.submitted_at or now
     if update.status == "processing":
-        return {**changes, "submitted_at": old.submitted_at or now}
+        return changes
     model = context.catalogue.get(old.model)
     billed = 0 if update.status == "failed" or update.is_unsent else None
     if update.status == "succeeded" and model is not None:

@@ -41,7 +41,14 @@ class StorageError(Exception):
 
 
 class StorageBusyError(StorageError):
-    """Too many callers wait for the database, or for their turn. Answered with 503."""
+    """Too many callers wait for the database or for their turn, or a commit takes too long.
+
+    Answered with 503. A commit that takes too long goes on.
+    """
+
+
+class UnstoredError(StorageBusyError):
+    """A unit was refused before the database was given it: it is not stored, and never will be."""
 
 
 class SearchTooLongError(StorageError):

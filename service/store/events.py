@@ -20,10 +20,10 @@ def new_event(
     generation_id: str | None,
     now: int,
     *,
-    after: str | None = None,
+    id_: str | None = None,
 ) -> Event:
-    """Return a new event with `data`, not stored yet; its id is greater than `after`."""
-    event_id = new_id("evt", now, after=after)
+    """Return a new event with `data`, not stored yet; its id is `id_`, or a new one."""
+    event_id = id_ or new_id("evt", now)
     return Event(
         id=event_id,
         tenant=tenant,

@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from service.model.errors import StorageBusyError
+from service.model.errors import StorageBusyError, UnstoredError
 from service.store.item import Item
 from service.store.lines import Lines
 
@@ -43,13 +43,13 @@ class Queue:
         return len(self._waiting) + len(self._behind) + len(self._behind_next)
 
     def put(self, item: Item) -> None:
-        """Add an item. StorageBusyError if the queue is full, unless it is `always`."""
+        """Add an item. UnstoredError if the queue is full, unless it is `always`."""
         held_bytes = self._held_bytes + item.held_bytes
         if not item.always:
             # One body may be larger than the bound: it is admitted if it is the only one.
             is_over = held_bytes > self.bytes_max and self._held_bytes > 0
             if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
-                raise StorageBusyError("the queue in front of the database is full")
+                raise UnstoredError("the queue in front of the database is full")
             loop = item.future.get_loop()
             item.ends_at = loop.time() + WAIT_SECONDS
             if self._timer is None:
@@ -118,6 +118,8 @@ class Queue:
         late = [*self._refused, *dropped]
         if self._committing:  # Else a commit may begin, and nothing would end the stall.
             self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
+        for item in dropped:
+            item.resolve(UnstoredError(STALLED))
         for item in late:
             item.resolve(StorageBusyError(STALLED))
         self._release(dropped)

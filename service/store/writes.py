@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import UnstoredError
 from service.store.database import AfterCommit, T, Transaction, Unit
 from service.store.item import Item
 from service.store.write_queue import STALLED, Queue
@@ -44,7 +44,7 @@ class Database(ABC):
 
         The awaitable raises StorageError if the commit failed or took too long. If the unit raised
         an error, the awaitable raises that error, and the unit is rolled back. `write` itself
-        raises StorageBusyError if the queue is full. The queue is bounded in units and in
+        raises UnstoredError if the queue is full. The queue is bounded in units and in
         `held_bytes`, the bytes of the request's body that the unit holds in memory.
 
         Tenants take turns by the rows that they write; units with `tenant=None`, as they concern no
@@ -155,9 +155,9 @@ class Database(ABC):
 
     def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
-            raise StorageError("the database is closed")
+            raise UnstoredError("the database is closed")
         if self._queue.is_stalled and not (item.always or self._may_start(item.unit)):
-            raise StorageBusyError(STALLED)
+            raise UnstoredError(STALLED)
         self._queue.put(item)
         if not may_wait:
             if item.unit not in self._held_units:

@@ -99,6 +99,53 @@ async def test_a_wrong_field_of_what_is_no_json_is_not_named(tmp_path: Path, bod
 
 
 @pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "A body is needed: a JSON object."),
+        (b" \n", "A body is needed: a JSON object."),
+        (b'{"metadata": {"a": "\\ud800"}}', "A text of the body has half of a surrogate pair,"),
+        (b'{"metadata": {"a": "x\\udc00"}}', "A text of the body has half of a surrogate pair,"),
+        (b'{"metadata": {"\\ud83d": "a"}}', "A text of the body has half of a surrogate pair,"),
+        (b'{"metadata": {"a": "\\ud83d\\ude00"}', "The body is not JSON: Input data was truncated"),
+        (b"{", "The body is not JSON: Input data was truncated"),
+        (b'{"a": NaN}', "The body is not JSON: JSON is malformed: invalid character (byte 6)"),
+    ],
+)
+async def test_a_body_that_is_no_json_is_told_why(tmp_path: Path, body: bytes, detail: str) -> None:
+    async with opened(tmp_path) as world:
+        answer = await world.client.post("/v1/generations", content=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+        assert answer.json()["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("noun", "body", "pointer", "message"),
+    [
+        (
+            "generations",
+            b'{"model": "m", "input": {"a": 1e400}}',
+            "/input",
+            "has an entry that is a number out of range",
+        ),
+        ("subscribers", b'{"max_in_flight": -1e400}', "/max_in_flight", "is a number out of range"),
+        (
+            "subscribers",
+            b'{"url": "http://127.0.0.1:7", "max_in_flight": 1.0}',
+            "/max_in_flight",
+            "must be a whole number, written without a fraction or an exponent",
+        ),
+    ],
+)
+async def test_a_wrong_number_is_told_why(
+    tmp_path: Path, noun: str, body: bytes, pointer: str, message: str
+) -> None:
+    async with opened(tmp_path) as world:
+        answer = await world.client.post(f"/v1/{noun}", content=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert answer.json()["errors"] == [{"pointer": pointer, "message": message}]
+
+
+@pytest.mark.parametrize(
     ("body", "pointers"),
     [
         (b'{"max_in_flight": 1e400, "url": 1}', ["/max_in_flight"]),

@@ -12,9 +12,11 @@ import pytest
 from service.api.call import PAGING
 from service.api.endpoint import ANSWERED_IN_FRONT
 from service.api.routes import OPERATIONS, Operation
+from service.model.errors import SearchTooLongError
 from service.store import pages
 from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
 from tests.contract.scenes import (
+    SPAN,
     Ids,
     Witness,
     another_tenant,
@@ -332,6 +334,49 @@ async def test_a_wrong_query_parameter_answers_400_and_names_it(
     assert error["pointer"].startswith("?" + re.split(r"[.=]", query)[0])
 
 
+async def test_too_many_query_parameters_are_refused_as_the_whole_query(world: Harness) -> None:
+    query = "&".join(f"metadata.k{number}=1" for number in range(101))
+    answer = await world.client.get(f"/v1/generations?{query}")
+    assert breaches(answer) == []
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query")
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["?"]
+
+
+@pytest.mark.parametrize(("method", "pointer"), [("GET", "?"), ("POST", "")])
+async def test_a_search_that_takes_too_long_is_refused_as_a_whole(
+    world: Harness, monkeypatch: pytest.MonkeyPatch, method: str, pointer: str
+) -> None:
+    subscriber = await world.subscribe()
+
+    async def look(*_args: object) -> None:
+        raise SearchTooLongError
+
+    monkeypatch.setattr(world.app.database, "search", look)
+    body = {"subscriber_id": subscriber["id"], **SPAN, "dry_run": True}
+    path = "/v1/replays" if method == "POST" else "/v1/events"
+    answer = await world.client.request(method, path, json=body)
+    assert breaches(answer) == []
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query")
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+async def test_every_text_that_metadata_may_have_can_be_searched(world: Harness) -> None:
+    for text in ("caf\ufffd.png", "caf\u00e9.png", "\U0001f4f7 +&=%"):
+        generation = await world.generate(metadata={"file": text})
+        found = await world.get("/v1/generations", **{"metadata.file": text})
+        assert [each["id"] for each in found["data"]] == [generation["id"]]
+    answer = await world.client.get("/v1/generations?metadata.file=caf%C3%A9.png")
+    assert len(answer.json()["data"]) == 1
+
+
+@pytest.mark.parametrize("query", ["metadata.a=%FF", "metadata.%FF=a", "metadata.a=%ED%A0%80"])
+async def test_a_query_that_is_not_utf_8_is_refused(world: Harness, query: str) -> None:
+    answer = await world.client.get(f"/v1/generations?{query}")
+    assert breaches(answer) == []
+    [error] = answer.json()["errors"]
+    assert error["message"] == "must be UTF-8 without NUL"
+
+
 @pytest.mark.parametrize("seconds", ["0", "61", "ten", "1e1", ""])
 async def test_a_tick_takes_1_to_60_seconds(world: Harness, seconds: str) -> None:
     answer = await world.client.post("/v1/tick", params={"seconds": seconds})
@@ -420,9 +465,9 @@ async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
         assert answers == every(readers, 413, "body_too_large")
 
 
-async def test_an_unexpected_body_is_not_read(world: Harness) -> None:
+async def test_the_body_of_a_get_is_not_read(world: Harness) -> None:
     ids = await populate(world)
-    others = guarded(lambda each: not each.reads_body and each.method != "POST")
+    others = guarded(lambda each: each.method == "GET")
     headers = {"content-type": "text/plain"}
     for each in others:
         answer = await world.client.request(
@@ -468,18 +513,28 @@ async def test_every_answer_names_its_request_and_a_problem_repeats_the_name(
     assert callback.json()["request_id"] == callback.headers["x-request-id"]
 
 
-BODYLESS = [each for each in OPERATIONS if each.method == "POST" and not each.reads_body]
+BODYLESS = guarded(lambda each: each.method != "GET" and not each.reads_body)
 
 
-@pytest.mark.parametrize("operation", BODYLESS, ids=lambda each: each.path)
-async def test_an_operation_without_a_body_refuses_one(
-    world: Harness, operation: Operation
-) -> None:
+@pytest.mark.parametrize("operation", BODYLESS, ids=named)
+async def test_what_a_body_means_is_never_ignored(world: Harness, operation: Operation) -> None:
     ids = await populate(world)
     path, creates = path_of(operation, ids), len(world.upstream.creates)
-    bodies: list[Any] = [{"input": {"prompt": "a corrected prompt"}}, [], "x" * 9_999]
-    for body in bodies:
-        answer = await world.client.post(path, json=body)
+
+    async def send(content: bytes) -> httpx.Response:
+        answer = await world.client.request(operation.method, path, content=content)
+        assert breaches(answer) == []
+        return answer
+
+    for body in (b'{"dry_run": true}', b"[]", b'"' + b"x" * 9_999 + b'"'):
+        answer = await send(body)
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert (await send(b'{"dry_run": true}')).json()["errors"] == [
+        {"pointer": "/dry_run", "message": "is not a field of this request"}
+    ]
+    for body in (b"{", b"a=1"):
+        answer = await send(body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+    assert (await send(b" " * 1_048_577)).json()["code"] == "body_too_large"
     assert len(world.upstream.creates) == creates
-    assert (await world.client.post(path, json={})).is_success
+    assert (await send(b" {} \n")).is_success

@@ -12,12 +12,15 @@ import pytest
 import structlog
 
 from service.api import asgi, subscribers
+from service.api.problem import FieldError, Problem
 from service.cli import refusals
 from service.delivery.ping import TESTS_MAX
+from service.model.errors import StorageBusyError
 from service.store import rows
 from service.store.vault import Vault
+from service.store.write_queue import STALLED
 from service.telemetry import metrics
-from tests.contract.contract import COMPONENTS, SCHEMAS, breaches
+from tests.contract.contract import COMPONENTS, SCHEMAS, accepts, breaches
 from tests.contract.scenes import SPAN, Ids, client_with, populate
 from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, create_answer, opened
 
@@ -115,9 +118,12 @@ async def a_test_too_many(world: Harness, ids: Ids) -> httpx.Response:
     return await world.client.post(f"/v1/subscribers/{ids['sub']}/test")
 
 
-async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
-    await world.app.database.close()
-    return await created()(world, ids)
+async def while_commits_hang(world: Harness, ids: Ids) -> httpx.Response:
+    async def give_up(*_args: object, **_options: object) -> None:
+        raise StorageBusyError(STALLED)
+
+    world.app.database.write = give_up
+    return await created(headers=KEYED)(world, ids)
 
 
 async def without_an_end(world: Harness, _ids: Ids) -> httpx.Response:
@@ -200,7 +206,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "too_many_tests": (429, a_test_too_many),
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
     "upstream_unauthorized": (502, refused_upstream(401, "Invalid API key")),
-    "storage_unavailable": (503, without_a_database),
+    "storage_unavailable": (503, while_commits_hang),
     "overloaded": (503, beside_too_many_bodies),
     "stopping": (503, while_it_stops),
 }
@@ -291,6 +297,17 @@ async def test_a_problem_has_its_status_and_is_as_documented(
     assert ("errors" in answer.json()) == (
         code in ("invalid_query", "invalid_request", "address_refused")
     )
+
+
+@pytest.mark.parametrize("code", ["invalid_request", "invalid_query", "address_refused"])
+def test_a_problem_about_fields_cannot_be_made_without_them(code: str) -> None:
+    with pytest.raises(AssertionError):
+        Problem(422, code, "Something is wrong.")
+    problem = msgspec.json.decode(Problem(422, code, "", [FieldError("", "is wrong")]).body(""))
+    assert accepts(SCHEMAS["Problem"], problem)
+    assert not accepts(SCHEMAS["Problem"], {**problem, "errors": []})
+    assert not accepts(SCHEMAS["Problem"], {k: v for k, v in problem.items() if k != "errors"})
+    assert not accepts(SCHEMAS["Problem"], {**problem, "code": "conflict"})
 
 
 @pytest.mark.parametrize("status", [400, 401, 402])

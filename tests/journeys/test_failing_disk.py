@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
-from service.model.errors import StorageBusyError
+from service.model.errors import StorageBusyError, StorageError
 from service.store import subscribers, write_queue, writes
 from service.telemetry import metrics
 from tests.faults import rows
@@ -73,7 +74,9 @@ async def test_bodies_that_wait_for_the_disk_are_bounded(tmp_path: Path) -> None
         assert (await world.call_back(content=b"[" + b"1" * 20 + b"]")).status_code == 503
         answer = await world.client.post("/v1/subscribers", json={"url": "https://example.com"})
         assert answer.status_code == 503
-        assert answer.json()["detail"] == "Try again: the queue in front of the database is full."
+        assert answer.json()["detail"] == (
+            "Nothing was stored: the queue in front of the database is full. Try again."
+        )
         queue._held_bytes = 0
         assert (await world.call_back(content=b"[" + b"1" * 20 + b"]")).status_code == 200
 
@@ -101,7 +104,11 @@ async def test_who_is_refused_for_a_hanging_disk_is_not_told_of_other_requests(
             refused = asyncio.create_task(world.client.post("/v1/generations", json=NEW))
         answer = await refused
         assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
-        assert answer.json()["detail"] == "Try again: the database did not commit in time."
+        assert answer.json()["detail"] == (
+            "The request may have been stored: the database did not commit in time. "
+            "Look whether it was before you repeat it. "
+            "A repeat is safe only with the Idempotency-Key of the first try; this had none."
+        )
 
 
 async def test_a_generation_whose_commit_takes_long_is_submitted_by_a_later_try(
@@ -112,7 +119,12 @@ async def test_a_generation_whose_commit_takes_long_is_submitted_by_a_later_try(
         async with stalled_disk(world, monkeypatch):
             creating = world.client.post("/v1/generations", json=NEW, headers=headers)
             refused = asyncio.create_task(creating)
-        assert (await refused).status_code == 503
+        answer = await refused
+        assert answer.status_code == 503
+        assert answer.json()["detail"] == (
+            "The request may have been stored: the database did not commit in time. "
+            "Repeat it with the same Idempotency-Key."
+        )
         await submitter.settle()
         assert submitter.places.taken == 0
         again = await world.client.post("/v1/generations", json=NEW, headers=headers)
@@ -120,6 +132,84 @@ async def test_a_generation_whose_commit_takes_long_is_submitted_by_a_later_try(
         await world.run(2)
         assert [row["submission"] for row in await submissions(world)] == ["taken"]
         assert len(world.upstream.creates) == 1
+
+
+async def test_who_is_refused_while_the_disk_hangs_is_told_that_nothing_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        async with stalled_disk(world, monkeypatch):
+            in_commit = asyncio.create_task(world.client.post("/v1/generations", json=NEW))
+            while not world.app.database._queue._committing:
+                await world.get("/v1/events")
+            late = await world.client.post("/v1/generations", json=NEW)
+        assert (await in_commit).json()["detail"].startswith("The request may have been stored: ")
+        assert late.json()["detail"] == (
+            "Nothing was stored: the database did not commit in time. Try again."
+        )
+        await world.run(2)
+        assert len(await submissions(world)) == 1
+
+
+async def fail(*_args: object, **_options: object) -> Any:
+    raise StorageError("disk I/O error")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/events"), ("GET", "/v1/subscribers/sub_1"), ("HEAD", "/v1/keys/key_1")],
+)
+async def test_a_read_that_fails_is_not_said_to_be_about_storing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    async with opened(tmp_path) as world:
+        for name in ("read", "search"):
+            monkeypatch.setattr(world.app.database, name, fail)
+        with structlog.testing.capture_logs() as lines:
+            answer = await world.client.request(method, path)
+        assert answer.status_code == 503
+        detail = "The answer could not be read: the database failed. Try again."
+        assert method == "HEAD" or answer.json()["detail"] == detail
+        assert "request.not_read" in [line["event"] for line in lines]
+
+
+async def test_a_request_whose_key_cannot_be_looked_up_has_stored_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        async with world.new_client("ghk_" + "b" * 40) as client:
+            monkeypatch.setattr(world.app.database, "read", fail)
+            answer = await client.post("/v1/generations", json=NEW)
+        assert answer.json()["detail"] == "Nothing was stored: the database failed. Try again."
+
+
+async def test_a_deletion_whose_commit_fails_may_have_been_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe()
+        monkeypatch.setattr(world.app.database, "write", fail)
+        answer = await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
+        assert answer.json()["detail"] == (
+            "The request may have been stored: the database failed. "
+            "Look whether it was before you repeat it."
+        )
+
+
+async def test_a_test_that_was_sent_and_cannot_be_recorded_is_not_said_to_be_nothing(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe()
+
+        def fill_queue(*_: object) -> int:
+            world.app.database._queue.items_max = 0
+            return 200
+
+        world.subscribers.on_send = fill_queue
+        answer = await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
+        assert answer.status_code == 503
+        assert answer.json()["detail"].startswith("The request may have been stored: the queue")
 
 
 async def submissions(world: Harness) -> Any:

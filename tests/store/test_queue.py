@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import StorageBusyError, StorageError, UnstoredError
 from service.store import write_queue as queue_module
 from service.store import writes
 from service.store.item import Item
@@ -86,10 +86,12 @@ async def test_nobody_waits_for_a_disk_that_hangs(
         await asyncio.sleep(0)  # noqa: TID251  it is in a commit now
         waiting = database.write(write, held_bytes=1)
         always = database.write_always(write)
-        for late in (committing, waiting):
-            with pytest.raises(StorageBusyError, match="in time"):
-                await asyncio.wait_for(late, 10)
-        with pytest.raises(StorageBusyError, match="in time"):
+        with pytest.raises(StorageBusyError, match="in time") as may_be_stored:
+            await asyncio.wait_for(committing, 10)
+        assert may_be_stored.type is StorageBusyError
+        with pytest.raises(UnstoredError, match="in time"):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(UnstoredError, match="in time"):
             database.write(write)
         assert await database.write_problem() == "the database did not commit in time"
         assert database.queued == 1
