@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.model.number import read_decimal, read_whole
 
 Run = Callable[[argparse.Namespace], int]  # A command; it returns the exit status.
+NUMBER_SHOWN = 40  # So many characters of a wrong number.
 NULL = object()  # JSON's `null`; None means that the option is not given.
 
 
@@ -23,7 +24,14 @@ class StoreOnce(argparse.Action):
         if self.is_given:
             raise argparse.ArgumentError(self, "is given twice: give it once")
         self.is_given = True
-        setattr(options, self.dest, value)
+        setattr(options, self.dest, self.const if self.nargs == 0 else value)
+
+
+class StoreTrueOnce(StoreOnce):
+    """A flag without a value, which is refused if it is given twice, as every option."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=True, default=False, **options)
 
 
 def to_sentence(summary: str) -> str:
@@ -53,16 +61,22 @@ def parse_number(text: str, low: float, high: float) -> float:
     """Read a number from `low` to `high`."""
     value = read_decimal(text)
     if value is None or not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}")
+        raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, in digits")
     return value
 
 
-def parse_whole(text: str) -> int:
-    """Read a whole number."""
+def parse_whole(text: str, low: int = 0) -> int:
+    """Read a whole number from `low` on."""
     value = read_whole(text)
-    if value is None:
-        raise argparse.ArgumentTypeError("must be a whole number of up to 20 digits")
+    if value is None or value < low:
+        message = f"must be a whole number, at least {low}, of up to 20 digits"
+        raise argparse.ArgumentTypeError(message)
     return value
+
+
+def parse_count(text: str) -> int:
+    """Read how many there may be: at least one."""
+    return parse_whole(text, low=1)
 
 
 def parse_size(text: str) -> int:
@@ -127,7 +141,10 @@ def parse_list(text: str) -> list[str]:
 
 def parse_seconds(text: str) -> list[int]:
     """Read whole seconds that are separated by commas."""
-    return [parse_whole(part) for part in split_commas(text)]
+    values = [value for part in split_commas(text) if (value := read_whole(part)) is not None]
+    rule = "must be whole numbers, at least 0 each, with single commas, such as 0,5,300"
+    check(len(values) == text.count(",") + 1, rule)
+    return values
 
 
 def parse_flag(text: str) -> bool:
@@ -141,8 +158,8 @@ def parse_limit(text: str) -> object:
     if text == "none":
         return NULL
     value = read_decimal(text)
-    if value is None or not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be a positive number, or none")
+    is_limit = value is not None and 0 < value < math.inf
+    check(is_limit, "must be a positive number in digits, such as 0.5, or none")
     return value
 
 
@@ -154,9 +171,31 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
     value: Any = None
     name: str | None = None
-    with contextlib.suppress(ValueError, RecursionError):  # No JSON, or nested too deeply.
+    try:
         decoded = msgspec.json.decode(text)
         name, value = find_repeated(text.encode(), decoded), decoded
+    except (ValueError, RecursionError):  # No JSON, or nested too deeply.
+        number = _find_wrong_number(text)
+        check(number is None, f"must be a JSON object, and {number} is no number that it can have")
     check(isinstance(value, dict), "must be a JSON object, such as '{\"num_images\": 2}'")
     check(name is None, "must be a JSON object with every name once")
     return dict(value)
+
+
+def _find_wrong_number(text: str) -> str | None:
+    """Return the first number of a JSON text that is none for JSON, as NaN, or is out of range."""
+    import json
+
+    import msgspec
+
+    wrong: list[str] = []
+
+    def look(number: str) -> None:
+        try:
+            msgspec.json.decode(number)
+        except msgspec.DecodeError:
+            wrong.append(number if len(number) <= NUMBER_SHOWN else f"{number[:NUMBER_SHOWN]}…")
+
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text, parse_float=look, parse_int=look, parse_constant=look)
+    return next(iter(wrong), None)

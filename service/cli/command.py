@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.cli.arguments import parse_idempotency_key, parse_pair, parse_whole
+from service.cli.arguments import parse_count, parse_idempotency_key, parse_pair
 from service.cli.output import plain
 from service.model.errors import UsageError
 
@@ -48,6 +48,7 @@ class Command(NamedTuple):
     and the lines that `details` makes of it. The sentence `says`, filled with fields of the answer,
     follows; it is all that is shown of `none` (204).
     shape: the type that the answer must have, by default a JSON object, or `answers.Page`.
+    lost: the sentence that says what to do if nobody could see the answer, filled likewise.
     run: the function that runs the command, if not `client.run`.
     """
 
@@ -61,6 +62,7 @@ class Command(NamedTuple):
     says: str = ""
     shape: Any = None
     details: Callable[[Any], list[str]] | None = None
+    lost: str = ""
     run: "Callable[[Command, argparse.Namespace], int] | None" = None
 
 
@@ -85,7 +87,7 @@ def always(field: str, value: object) -> Argument:
 
 
 PAGING = (
-    argument("query", "--limit", "list at most this many (50)", type=parse_whole, metavar="N"),
+    argument("query", "--limit", "list at most this many (50)", type=parse_count, metavar="N"),
     argument("query", "--after", "list only the rows after this id", metavar="ID"),
     argument("query", "--order", "oldest or newest first (desc)", choices=("asc", "desc")),
 )

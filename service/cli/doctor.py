@@ -177,9 +177,12 @@ def _database(settings: Settings, now: int) -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Finding:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding("fail", "disk", f"{folder} cannot be used: {error.strerror}.")
     if not os.access(folder, os.W_OK):
-        return Finding("fail", "disk", f"{folder} does not exist or cannot be written to.")
-    free = shutil.disk_usage(folder).free
+        return Finding("fail", "disk", f"{folder} cannot be written to.")
     message = f"{free >> 20} MiB are free in {folder}"
     if free >= DISK_WARN_BYTES:
         return Finding("ok", "disk", f"{message}.")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ Try it from another terminal:
 {database}"""
 _DATABASE = """
   # Commands that open the database, such as genhook backup, need its settings too:
-  export $(grep -E '{names}' {path}-keys) GENHOOK_DATABASE_URL=sqlite:///{path}
+  export $(grep -E '{names}' {keys}) GENHOOK_DATABASE_URL={url}
 """
 
 
@@ -115,6 +116,8 @@ def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     # Throwaway keys are kept beside a file, which may have one that the service does not use.
     throwaway = [n for n in THROWAWAY if not (settings.is_postgres or ENVIRONMENT.get(n))]
     path = Path(settings.database_path).absolute()
+    keys_path, database_url = map(shlex.quote, (f"{path}-keys", f"sqlite:///{path}"))
+    database = _DATABASE.format(names="|".join(throwaway), keys=keys_path, url=database_url)
     keys = f"throwaway {' and '.join(throwaway)}, in {settings.database_path}-keys"
     export = (
         f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n" if THROWAWAY[1] in throwaway else ""
@@ -123,6 +126,6 @@ def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
         keys=keys if throwaway else "from the environment",
-        export=f"  export GENHOOK_URL={url}\n{export}",
-        database=_DATABASE.format(names="|".join(throwaway), path=path) if throwaway else "",
+        export=f"  export GENHOOK_URL={shlex.quote(url)}\n{export}",
+        database=database if throwaway else "",
     )

@@ -203,6 +203,7 @@ _FILTERS = (
     argument("query", "--created-after", "only after this RFC 3339 time", metavar="TIME"),
     argument("query", "--created-before", "only before this RFC 3339 time", metavar="TIME"),
 )
+_LOST = "genhook generations get {id} shows it."
 _FOLDER = {"metavar": "DIR", "help": "the folder to save in, which is created (this one)"}
 _DIRECTORY = Argument("directory", "own", "directory", {"nargs": "?", "default": ".", **_FOLDER})
 
@@ -212,6 +213,7 @@ GENERATIONS = {
         "--model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
         *("POST", nouns.GENERATION.path, _CREATE),
         shape=answers.Generation,
+        lost=_LOST,
         run=create,
     ),
     "list": nouns.GENERATION.page(
@@ -248,6 +250,7 @@ GENERATIONS = {
         *(IDEMPOTENCY, _NO_WAIT, *_WAITING),
         example="--wait",
         shape=answers.Generation,
+        lost=_LOST,
         run=create,
     ),
     "delete": nouns.GENERATION.one(

@@ -76,6 +76,7 @@ KEYS = {
         *("POST", nouns.KEY.path, _CREATE),
         shows=("id", "name", "tenant", "scopes", "created_at", "key"),
         says="The key is shown only this once: genhook stores its SHA-256.",
+        lost="Nobody has seen the key: genhook keys revoke {id} revokes it.",
         run=act,
     ),
     "list": Command(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from service import __version__
 from service.cli import streams
-from service.cli.arguments import StoreOnce, to_sentence
+from service.cli.arguments import StoreOnce, StoreTrueOnce, to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
 # The module in service.cli that has the command, and a summary. A command that calls the API is a
@@ -45,6 +46,7 @@ COMMANDS = {
 
 
 EMPTY_ALLOWED = ("argument_description", "argument_prompt")  # Their texts may be empty.
+PATHS = ("argument_directory", "argument_save")  # They are opened in the encoding of the locale.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +60,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.register("action", None, StoreOnce)
+        self.register("action", "store_true", StoreTrueOnce)
         self._negative_number_matcher = re.compile(r"-\d")  # `-1h` is a value, and no option.
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -84,6 +87,8 @@ class _Parser(argparse.ArgumentParser):
         if action.nargs != argparse.PARSER:  # A command, whose values its own parser reads.
             if not arg_string and action.dest not in EMPTY_ALLOWED:
                 raise argparse.ArgumentError(action, "must not be empty")
+            if action.dest.startswith("argument_") and action.dest not in PATHS:
+                arg_string = _mend(arg_string)
             if _is_broken(arg_string):
                 raise argparse.ArgumentError(action, "must be UTF-8")
         return super()._get_value(action, arg_string)
@@ -130,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     streams.escape_output()
+    streams.Output.is_begun = False
+    options = argparse.Namespace()
     try:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)
@@ -142,10 +149,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except BrokenPipeError:  # The reader of our output has closed it.
         streams.drop_output()
+        if hasattr(options, "done") and not streams.Output.is_begun:
+            streams.note(f"genhook: nobody reads the output. {options.done}")
         return 1
     except (CommandError, SettingsError, StorageError) as error:
-        streams.note(f"genhook: {str(error).rstrip('.')}.")
+        is_lost = isinstance(error, streams.OutputError) and hasattr(options, "done")
+        done = f" {options.done}" if is_lost else ""
+        streams.note(f"genhook: {str(error).rstrip('.')}.{done}")
         return 2 if isinstance(error, SettingsError) else getattr(error, "status", 1)
+
+
+def _mend(text: str) -> str:
+    """Return a text as it is in UTF-8, whatever the locale; the same text if it is none."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def _is_broken(text: str) -> bool:

@@ -187,6 +187,7 @@ REPLAY = Command(
         IDEMPOTENCY,
     ),
     shape=answers.Replay,
+    lost="genhook replays get {id} shows it.",
     run=replay,
 )
 _FIELDS = ("id", "status", "subscriber_id", "done", "total", "dry_run", "created_at", "finished_at")

@@ -18,6 +18,7 @@ from service.upstream.links import TYPE_BY_EXTENSION
 FILE_BYTES_MAX = 2 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
 FILE_SECONDS = 3_600.0  # For one file as a whole.
 TIMEOUT_SECONDS = 60.0  # Without a byte.
+MODE = 0o666  # Of a file; the umask takes away from it.
 DEAD = (401, 403, 404, 410)  # What storage answers to a link that has expired.
 
 
@@ -107,7 +108,7 @@ def _save(file: Mapping[str, Any], target: Path, bytes_max: int) -> int:
 def _whole_or_nothing(target: Path) -> Iterator[IO[bytes]]:
     """Write to a file that gets the name of the target only when it is whole."""
     try:
-        with new_file.create(target, 0o666) as partial, partial.open("wb") as stream:
+        with new_file.create(target, MODE) as partial, partial.open("wb") as stream:
             yield stream
     except OSError as error:
         raise _NotSavedError(f"{error.strerror}.") from error

@@ -5,7 +5,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from service.model.errors import CommandError
 
@@ -51,15 +52,51 @@ def require_output(what: str) -> None:
         raise CommandError(f"standard output is closed: nobody would see {what}.")
 
 
+class OutputError(CommandError):
+    """Standard output cannot be written, as on a full disk."""
+
+
+class Output:
+    """Standard output as a file, also for libraries that print: OutputError if a write fails.
+
+    Where standard output is closed, nothing is written. A pipe that nobody reads any more is a
+    BrokenPipeError.
+    """
+
+    is_begun = False  # Whether something was written since the command began, into any of these.
+
+    def __init__(self) -> None:
+        self._file = sys.stdout  # rich puts a file of its own in its place, which writes to this.
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._writing():
+            return self._file.write(text) if self._file else len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written."""
+        with self._writing():
+            if self._file:
+                self._file.flush()
+        Output.is_begun = True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            drop_output()
+            raise OutputError(f"the output cannot be written: {error.strerror}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def echo(line: str) -> None:
-    """Print a line on standard output at once; CommandError if that fails, as on a full disk."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        drop_output()
-        raise CommandError(f"the output cannot be written: {error.strerror}") from error
+    """Print a line on standard output at once; OutputError if that fails."""
+    print(line, file=Output(), flush=True)
 
 
 def drop_output() -> None:

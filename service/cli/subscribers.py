@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from service.cli import answers, calls, client, nouns, output, streams
 from service.cli.arguments import (
+    parse_count,
     parse_flag,
     parse_limit,
     parse_list,
@@ -89,7 +90,7 @@ _FIELDS = (
         *("body", "--header", "send this header with each webhook, or none", "headers"),
         type=parse_pair_or_none,
     ),
-    argument("body", "--max-in-flight", "the most attempts at once", type=parse_whole, metavar="N"),
+    argument("body", "--max-in-flight", "the most attempts at once", type=parse_count, metavar="N"),
     argument(
         *("body", "--rate-per-second", "the most attempts a second, or none for no limit"),
         type=parse_limit,
@@ -144,6 +145,7 @@ SUBSCRIBERS = {
         "https://shop.example/hooks --event-types generation.succeeded",
         *("POST", nouns.SUBSCRIBER.path, _CREATE),
         shows=("id", "url", "event_types", "status", "secret"),
+        lost="genhook subscribers secret {id} shows its secret.",
         run=create,
     ),
     "list": nouns.SUBSCRIBER.page(
@@ -178,6 +180,7 @@ SUBSCRIBERS = {
         "POST /rotate-secret",
         *_ROTATION,
         shows=_SECRET,
+        lost="genhook subscribers secret {id} shows the new secret.",
     ),
     "test": nouns.SUBSCRIBER.one(
         "send a ping and show the answer",
@@ -206,5 +209,6 @@ SIGNING_SECRET = {
         "make a new signing secret; the old one signs beside it for a while",
         *("--overlap-seconds 3600", "POST", "/v1/signing-secret/rotate", _ROTATION),
         shows=_SECRET,
+        lost="genhook signing-secret get shows the new secret.",
     ),
 }

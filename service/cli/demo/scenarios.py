@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import io
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,11 @@ import httpx
 from PIL import Image
 from rich.console import Console
 
+from service.cli import new_file, saving
 from service.cli.demo import screen
 from service.cli.demo.environment import Environment, running_environment
 from service.cli.demo.subscriber import TERMINAL, Subscriber
 from service.model.clock import parse_rfc3339
-from service.model.errors import CommandError
 
 TIMELINE_SECONDS = 0.1  # Between two reads of the timeline; a webhook ends the wait.
 SCENARIO_SECONDS = 15.0
@@ -51,7 +53,7 @@ async def run(output: Path, *, on_postgres: bool = False) -> int:
     """Run every scenario in turn; return 0 if all checks passed, else 1."""
     console = screen.new_console()
     with tempfile.TemporaryDirectory(prefix="genhook-demo-") as folder:
-        _make_folder(output)
+        saving.prepare(str(output))
         async with running_environment(Path(folder), on_postgres=on_postgres) as environment:
             screen.title(
                 console,
@@ -70,13 +72,6 @@ async def run(output: Path, *, on_postgres: bool = False) -> int:
     summary = f"{len(SCENARIOS)} generations with one outcome each; {webhooks} webhooks"
     screen.result(console, [], f"{summary}, every signature verified")
     return 0
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"cannot create {output}: {error.strerror}.") from error
 
 
 async def _run_scenario(
@@ -176,9 +171,27 @@ async def _save_pictures(
     for number, file in enumerate(files, 1):
         answer = await environment.client.get(file["url"], headers={"authorization": ""})
         answer.raise_for_status()
-        path = output / (f"{stem}-{number}.png" if number > 1 else f"{stem}.png")
-        path.write_bytes(answer.content)
-        with Image.open(path) as picture:
+        name = f"{stem}-{number}" if number > 1 else stem
+        with Image.open(io.BytesIO(answer.content)) as picture:
             picture.load()
-            pictures.append(f"{path} ({picture.width} x {picture.height})")
+            size = f"({picture.width} x {picture.height})"
+        path = _save(answer.content, output / f"{name}.png", f"{name}-{generation['id']}.png")
+        pictures.append(f"{path} {size}")
     return pictures
+
+
+def _save(content: bytes, target: Path, other_name: str) -> Path:
+    """Save a picture under a name, or under the other one if that is another file's; return where.
+
+    A picture that an earlier demo has saved is the same: it stays. OSError names the file.
+    """
+    try:
+        if os.path.lexists(target):
+            if target.is_file() and target.read_bytes() == content:
+                return target
+            target = target.with_name(other_name)
+        with new_file.create(target, saving.MODE) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise OSError(f"{target} cannot be saved: {error.strerror}") from error
+    return target

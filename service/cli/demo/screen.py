@@ -2,18 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from service.cli import output
+from service.cli import output, streams
 
 
 def new_console() -> Console:
     """Return a console on standard output that does not wrap lines."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(file=cast("IO[str]", streams.Output()), highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
