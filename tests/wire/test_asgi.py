@@ -110,7 +110,8 @@ def test_uvicorn_below_a_path_takes_callbacks_and_logs_no_token(tmp_path: Path) 
 def documented(start: str) -> str:
     """Return the code in docs/deploying.md that begins like this."""
     text = (ROOT / "docs/deploying.md").read_text("utf-8")
-    [code] = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if start in each]
+    codes: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    [code] = [each for each in codes if start in each]
     return code
 
 

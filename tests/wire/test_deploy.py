@@ -121,8 +121,8 @@ def test_nginx_keeps_tokens_out_of_its_logs_below_any_path_and_however_they_are_
     folder = tmp_path / "nginx"
     folder.mkdir()
     stripped = {"# rewrite": "rewrite"} if path else {}
-    spellings = ("callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone", "/callbacks")
-    spellings += ("v1/../callbacks", "%2e/callbacks", "hooks/callbacks")
+    spellings = ["callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone", "/callbacks"]
+    spellings += ["v1/../callbacks", "%2e/callbacks", "hooks/callbacks"]
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
         with proxied(folder, genhook.url, **stripped) as client:
             assert client.get(f"{path}/readyz").json()["status"] == "ready"
