@@ -195,7 +195,7 @@ class Harness:
         await self.app.start(worker=False)
 
     async def run(self, seconds: float = 0) -> None:
-        """Advance the clock, then do all due work; wait for no submission of a client that hangs."""
+        """Advance the clock, then do all due work, but wait for no client's submission."""
         self.clock.advance(seconds)
         assert self.app.worker is not None
         if self.app.worker.submitter.in_flight:
