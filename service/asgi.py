@@ -1,13 +1,16 @@
 """`service.asgi:app`: the service for any ASGI server, as `uvicorn service.asgi:app` runs it.
 
-It starts with the server's lifespan. Under a server without one it starts with the first request,
-and stops as the server's event loop ends. If that cancels no tasks, it ends as in a crash.
+It starts and stops with the server's lifespan, or with that of an application that mounts it and
+opens `app.lifespan`. Without one it starts with the first request, and stops as the server's event
+loop ends and cancels its tasks. If a signal ends the process before, it ends as in a crash.
 """
 
 import asyncio
 import logging
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import msgspec
@@ -45,14 +48,33 @@ class Entry:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
+            is_first = asyncio.get_running_loop() not in self._runs
             try:
                 app = await self.start()
+                if is_first:
+                    _log.warning("start.without_lifespan", see="docs/deploying.md")
             except Exception as error:  # noqa: BLE001  logged; the next request tries it again
                 _log.error("start.failed", error=str(error))
                 problem = unavailable("The service could not start.")
                 await asgi.refuse(scope, send, problem, now_ms())
             else:
                 await app(_without_root_path(scope), receive, send)
+
+    @asynccontextmanager
+    async def lifespan(self, _host: object = None) -> AsyncIterator[None]:
+        """Run the service during the block; for the lifespan of an application that mounts it.
+
+        Several may overlap: the service stops with the last one.
+        """
+        await self.start()
+        run = self._runs[asyncio.get_running_loop()]
+        run.lifespans += 1
+        try:
+            yield
+        finally:
+            run.lifespans -= 1
+            if not run.lifespans:
+                await self.stop()
 
     async def start(self) -> App:
         """Return the service of this event loop, started; raise the error of a failed start."""
@@ -99,18 +121,14 @@ class Entry:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        try:
-            await self.start()
-        except Exception as error:  # noqa: BLE001  reported to the server, which exits
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        run = self._runs[asyncio.get_running_loop()]
-        run.lifespans += 1
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        run.lifespans -= 1
-        if not run.lifespans:
-            await self.stop()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.lifespan())
+            except Exception as error:  # noqa: BLE001  reported to the server, which exits
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
 

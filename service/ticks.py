@@ -33,6 +33,12 @@ class WorkCounts(msgspec.Struct):
     more: bool = False
 
 
+def _sum(first: WorkCounts, last: WorkCounts) -> WorkCounts:
+    """Return what both have done, and what the last one has left."""
+    before, counts = msgspec.structs.asdict(first), msgspec.structs.asdict(last)
+    return WorkCounts(**{n: v if n == "more" else v + before[n] for n, v in counts.items()})
+
+
 class Ticks:
     """The ticks and the drives of one process, one at a time."""
 
@@ -76,6 +82,39 @@ class Ticks:
             self.is_ticking = False
 
     async def _tick(self, ends_at: float) -> WorkCounts:
+        """Do due work, wait for the submissions that were under way before, and work once more.
+
+        Theirs may be answers that could not be stored, which nothing retries while a platform has
+        frozen the process. The right to work is not held meanwhile. Those that have begun since are
+        for the next tick: a busy process always has one under way.
+        """
+        under_way = {*self._right.submitter.in_flight}
+        done = await self._work(ends_at)
+        if not under_way.isdisjoint(self._right.submitter.in_flight):
+            if await self._settle(under_way, ends_at):
+                done = _sum(done, await self._work(ends_at))
+            else:
+                done.more = True
+        done.more |= self._right.context.database.is_retrying
+        return done
+
+    async def _settle(self, ids: Collection[str], ends_at: float) -> bool:
+        """Wait for these submissions until `ends_at` or a stop; return whether they have ended."""
+        settling = asyncio.create_task(
+            self._right.submitter.settle(ids), name="submissions of a tick"
+        )
+        stop = asyncio.create_task(self._right.stopping.wait())
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        try:
+            await asyncio.wait(
+                (settling, stop), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            return settling.done()
+        finally:
+            settling.cancel()
+            stop.cancel()
+
+    async def _work(self, ends_at: float) -> WorkCounts:
         async with self._right.hold(lambda: ALL, self._look_again) as session:
             if session is None:
                 return WorkCounts(more=True)

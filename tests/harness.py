@@ -1,5 +1,6 @@
 """The whole service in one process, with a manual clock, a scripted upstream and subscribers."""
 
+import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -194,10 +195,13 @@ class Harness:
         await self.app.start(worker=False)
 
     async def run(self, seconds: float = 0) -> None:
-        """Advance the clock, then do all due work."""
+        """Advance the clock, then do all due work, but wait for no client's submission."""
         self.clock.advance(seconds)
         assert self.app.worker is not None
-        await self.app.worker.tick(60)
+        if self.app.worker.submitter.in_flight:
+            await self.app.worker.ticks._work(asyncio.get_running_loop().time() + 60)
+        else:
+            await self.app.worker.tick(60)
 
     async def subscribe(self, url: str = SUBSCRIBER_URL, /, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})

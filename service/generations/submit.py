@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -286,10 +286,10 @@ class Submitter:
         if self.from_rows:
             await asyncio.wait(self.from_rows)
 
-    async def settle(self) -> None:
-        """Wait for every submission under way; cancelling the wait cancels none."""
-        while self.in_flight:
-            await asyncio.wait(self.in_flight.values())
+    async def settle(self, ids: Collection[str] | None = None) -> None:
+        """Wait until these submissions, or all, are stored; cancelling the wait cancels none."""
+        while tasks := [t for id_, t in self.in_flight.items() if ids is None or id_ in ids]:
+            await asyncio.wait(tasks)
 
 
 async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> None:

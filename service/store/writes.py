@@ -32,6 +32,8 @@ class Database(ABC):
         self._held_units: set[object] = set()
         self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.
         self._retried: list[Item] = []
+        # Of the units that have failed and are retried, until they are stored or given up.
+        self._owed: set[asyncio.Future[Any]] = set()
         self._retry_timer: asyncio.TimerHandle | None = None
         # On the loop's clock; and the error of the last commit that failed.
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
@@ -122,6 +124,11 @@ class Database(ABC):
         """The number of units that wait for the next commit."""
         return len(self._queue)
 
+    @property
+    def is_retrying(self) -> bool:
+        """Whether units that have failed will be tried again."""
+        return bool(self._owed)
+
     async def write_problem(self) -> str | None:
         """Return why commits fail, or have failed within FAILING_SECONDS; None if they do not.
 
@@ -202,6 +209,9 @@ class Database(ABC):
         if again:
             _log.error("commit.failed", error=error, retried=len(again))
             self._retried += again
+            for future in {item.future for item in again} - self._owed:
+                self._owed.add(future)
+                future.add_done_callback(self._owed.discard)
             if self._retry_timer is None:
                 loop = asyncio.get_running_loop()
                 self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)

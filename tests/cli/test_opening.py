@@ -52,7 +52,7 @@ def files_of(path: Path) -> dict[str, bytes]:
     """The files in the folder of the database, with their content, but for that of `-shm`."""
     return {
         each.name: each.read_bytes() if each.is_file() and each.suffix != ".db-shm" else b""
-        for each in path.parent.iterdir()
+        for each in (path.parent.iterdir() if path.parent.exists() else ())
     }
 
 
@@ -153,8 +153,12 @@ def delete(*suffixes: str) -> Callable[[Path], None]:
 
 def delete_folder(path: Path) -> None:
     shutil.rmtree(path.parent)
+    os.chdir(path.parent.parent)
+
+
+def empty_folder(path: Path) -> None:
+    delete_folder(path)
     path.parent.mkdir()
-    os.chdir(path.parent)
 
 
 @ON_LINUX
@@ -162,10 +166,11 @@ def delete_folder(path: Path) -> None:
     ("do", "reason"),
     [
         (delete("", "-wal", "-shm"), "it was deleted or replaced while process {}"),
+        (empty_folder, "it was deleted or replaced while process {}"),
         (delete_folder, "it was deleted or replaced while process {}"),
         (delete("-wal", "-shm"), "-wal was deleted or replaced while process {}"),
     ],
-    ids=["all deleted", "folder deleted", "log and index deleted"],
+    ids=["all deleted", "folder made anew", "folder deleted", "log and index deleted"],
 )
 def test_files_that_a_process_has_open_are_found_where_nothing_is_left_of_them(
     do: Callable[[Path], None],

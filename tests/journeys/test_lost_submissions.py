@@ -52,7 +52,7 @@ async def test_a_callback_that_waited_for_a_submission_is_asked_about_by_the_nex
         async with submitting(world) as generation:
             world.upstream.finish("task1")
             await world.call_back()
-            await world.run()
+            await world.app.worker.tick(1)
             assert world.upstream.polls == []  # The answer may name the task at any moment.
             await crash(world)
         world.app.worker.start()
@@ -124,7 +124,8 @@ async def test_a_poll_that_is_due_waits_for_a_submission_that_is_still_under_way
 ) -> None:
     async with opened(tmp_path, submit_wait_seconds=0.01, deadline_seconds=60) as world:
         async with submitting(world) as generation:
-            await world.run(60)
+            world.clock.advance(60)
+            await world.app.worker.tick(1)
             assert await status_of(world, generation["id"]) == "timed_out"
             world.clock.advance(600)  # The first poll after the deadline.
             poller = world.app.worker.poller
@@ -133,7 +134,7 @@ async def test_a_poll_that_is_due_waits_for_a_submission_that_is_still_under_way
             assert (await by_hand(world, poller.run_due(world.clock())))[0] == 0
             world.upstream.finish("task1")
             await world.call_back()
-            await world.run()
+            await world.app.worker.tick(1)
             assert world.upstream.polls == []
         await asyncio.gather(*world.app.worker.submitter.in_flight.values())
         await world.run(1)

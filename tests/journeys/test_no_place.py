@@ -1,21 +1,38 @@
 """Submissions that found no place, in processes that only drive: who submits them, and when."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.generations import submit
 from service.store.database import Transaction
 from service.store.shards import ALL, shard_of
-from tests.faults import rows
-from tests.harness import Harness
+from tests.faults import DelayedAnswer, rows
+from tests.harness import Harness, create_answer
 from tests.journeys.gates import by_hand
 from tests.journeys.test_drives import driven, driving
-from tests.journeys.test_ticks import every_place_taken
+from tests.journeys.test_ticks import until_nothing_is_due
+
+
+@asynccontextmanager
+async def every_place_taken(world: Harness) -> AsyncIterator[None]:
+    """Let submissions hang at upstream that take each place that one tenant gets: two of four."""
+    hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
+    world.app.worker.submitter.places.size = 4
+    await until_nothing_is_due(world)
+    world.upstream.create_replies.extend([hanging.reply] * 2)
+    creating = [asyncio.create_task(world.generate()) for _ in range(2)]
+    while world.app.worker.submitter.places.taken < 2:
+        await world.get("/v1/events")
+    yield
+    hanging.release()
+    await asyncio.gather(*creating)
 
 
 @asynccontextmanager

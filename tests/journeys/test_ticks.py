@@ -18,7 +18,7 @@ from service.model.errors import StorageError
 from service.session import Session
 from service.store import generations
 from tests.faults import DelayedAnswer, rows
-from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
+from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 from tests.journeys.gates import Gate, count_calls, deliveries, queue_answers
 
 
@@ -239,25 +239,23 @@ async def test_a_tick_stores_what_could_not_be_stored_or_says_that_there_is_more
 
 
 @asynccontextmanager
-async def every_place_taken(world: Harness) -> AsyncIterator[None]:
-    """Let submissions hang at upstream that take each place that one tenant gets: two of four."""
-    hanging = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-    world.app.worker.submitter.places.size = 4
+async def without_a_place(world: Harness) -> AsyncIterator[None]:
+    """Let a tenant have every place that it gets, but no submission under way."""
+    submitter = world.app.worker.submitter
+    submitter.places.size = 4
     await until_nothing_is_due(world)
-    world.upstream.create_replies.extend([hanging.reply] * 2)
-    creating = [asyncio.create_task(world.generate()) for _ in range(2)]
-    while world.app.worker.submitter.places.taken < 2:
-        await world.get("/v1/events")
+    while submitter.places.take("default"):
+        pass
     yield
-    hanging.release()
-    await asyncio.gather(*creating)
+    for _ in range(submitter.places.taken):
+        submitter._give_back("default")
 
 
 async def test_a_tick_says_that_more_is_due_where_a_submission_finds_no_place(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world:
-        async with every_place_taken(world):
+    async with opened(tmp_path) as world:
+        async with without_a_place(world):
             await world.generate()
             first = await world.app.worker.tick(60)
             assert (first.submitted, first.more) == (0, True)
@@ -268,7 +266,7 @@ async def test_a_tick_says_that_more_is_due_where_a_submission_finds_no_place(
 async def test_a_tick_says_that_nothing_is_due_though_a_tenant_has_all_its_places(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world, every_place_taken(world):
+    async with opened(tmp_path) as world, without_a_place(world):
         async with asyncio.timeout(60):
             await until_nothing_is_due(world)
         assert world.app.worker.submitter.places.full() == ["default"]
@@ -277,7 +275,7 @@ async def test_a_tick_says_that_nothing_is_due_though_a_tenant_has_all_its_place
 async def test_a_pause_of_upstream_makes_nobody_call_for_tick_after_tick(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, submit_wait_seconds=60.0) as world, every_place_taken(world):
+    async with opened(tmp_path) as world, without_a_place(world):
         await world.generate()
         now = world.clock()
         await world.app.database.write(generations.put_pause, now + 60_000, now + 60_000)

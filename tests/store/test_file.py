@@ -111,6 +111,14 @@ async def test_where_every_file_is_gone_no_restart_is_advised(database: Database
         await database.write(bump)
 
 
+async def test_a_folder_that_a_file_replaced_has_lost_the_database(database: Database) -> None:
+    folder = Path(database.path).parent
+    folder.rename(f"{folder}-moved")
+    folder.touch()
+    with pytest.raises(StorageError, match=f"{database.path} was deleted or replaced: stop"):
+        await database.write(bump)
+
+
 async def test_what_the_log_held_is_stored_though_it_was_deleted(database: Database) -> None:
     before = await database.read(subscribers.get_revision)
     Path(f"{database.path}-wal").unlink()  # noqa: ASYNC240
@@ -151,18 +159,29 @@ async def test_a_file_that_a_checkpoint_filled_up_again_is_still_a_damaged_one(
         await database.write(bump)
 
 
-@pytest.mark.parametrize("call", ["fstat", "pread"])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("fstat", errno.EIO),
+        ("pread", errno.EIO),
+        ("stat", errno.EIO),
+        ("stat", errno.EACCES),
+        ("stat", errno.ESTALE),
+    ],
+)
 async def test_a_file_that_cannot_be_looked_at_for_a_while_is_a_failing_disk(
-    database: Database, monkeypatch: pytest.MonkeyPatch, call: str
+    database: Database, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
+    """It is not lost: to restore a backup, as is advised then, would lose what it holds."""
+
     def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(number, os.strerror(number))
 
     before = await database.read(subscribers.get_revision)
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fail)
         always = asyncio.ensure_future(database.write_always(bump))
-        with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+        with pytest.raises(StorageError, match=f"cannot be read: {os.strerror(number)}"):
             await database.write(bump)
         assert "cannot be read" in (await database.schema_problem() or "")
         await database._run_checkpoint()

@@ -36,11 +36,11 @@ SERVERS = {
 
 @contextmanager
 def served(
-    folder: Path, line: tuple[str, ...], **environ: str
+    folder: Path, line: tuple[str, ...], app: str = "service.asgi:app", **environ: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run a server of `service.asgi:app` in a process of its own."""
+    """Run a server of an application in a process of its own."""
     with subprocess.Popen(  # noqa: S603  our own code
-        [sys.executable, "-m", *line, "service.asgi:app"],
+        [sys.executable, "-m", *line, app],
         cwd=folder,
         env={**surroundings(), "PYTHONPATH": paths(), **environ},
         stdout=subprocess.PIPE,
@@ -105,6 +105,42 @@ def test_uvicorn_below_a_path_takes_callbacks_and_logs_no_token(tmp_path: Path) 
         output, errors = process.communicate(timeout=END_SECONDS)
     assert "POST /gh/callbacks/apiinone/[redacted] HTTP/1.1" in output  # uvicorn's own log.
     assert TOKEN not in output + errors
+
+
+def documented(start: str) -> str:
+    """Return the code in docs/deploying.md that begins like this."""
+    text = (ROOT / "docs/deploying.md").read_text("utf-8")
+    codes: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    [code] = [each for each in codes if start in each]
+    return code
+
+
+@pytest.mark.parametrize("start", ["lifespan=genhook.lifespan", "async with genhook.lifespan"])
+def test_an_application_that_mounts_it_as_documented_stops_it_in_order(
+    tmp_path: Path, start: str
+) -> None:
+    """As the server has asked the application to end, before it ends the process by the signal."""
+    (tmp_path / "main.py").write_text(documented(start), "utf-8")
+    line = (*SERVERS["uvicorn, lifespan auto"], "--app-dir", str(tmp_path))
+    with served(tmp_path, line, "main:application", **KEYS) as process:
+        url = url_of(process)
+        ready = httpx.get(f"{url}/hooks/readyz", trust_env=False, timeout=60)
+        assert (ready.status_code, ready.json()["checks"]["worker"]) == (200, "ok")
+        assert (tmp_path / "genhook.db-wal").exists()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=END_SECONDS)
+    assert not (tmp_path / "genhook.db-wal").exists(), "the database was not closed"
+    assert "start.without_lifespan" not in output
+
+
+def test_a_server_without_a_lifespan_is_warned_of(tmp_path: Path) -> None:
+    with served(tmp_path, SERVERS["uvicorn, lifespan off"], **KEYS) as process:
+        url = url_of(process)
+        for _ in range(2):
+            assert httpx.get(f"{url}/readyz", trust_env=False, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=END_SECONDS)
+    assert output.count("start.without_lifespan") == 1
 
 
 # A driver of our own, within the process.

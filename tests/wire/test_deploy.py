@@ -41,8 +41,11 @@ def replaced(text: str, **changes: str) -> str:
 
 
 @contextmanager
-def proxied(folder: Path, genhook: str) -> Iterator[httpx.Client]:
-    """Run nginx with the file of `deploy/` in front of genhook; yield a client of it."""
+def proxied(folder: Path, genhook: str, **further: str) -> Iterator[httpx.Client]:
+    """Run nginx with the file of `deploy/` in front of genhook; yield a client of it.
+
+    further: what else is replaced in the file.
+    """
     authority, port = trustme.CA(), free_port()
     certificate = authority.issue_cert(HOST, "127.0.0.1")
     pem, key = folder / "genhook.pem", folder / "genhook.key"
@@ -54,6 +57,7 @@ def proxied(folder: Path, genhook: str) -> Iterator[httpx.Client]:
         "/var/log/nginx": str(folder),
         "listen 443": f"listen 127.0.0.1:{port}",
         "127.0.0.1:8000": genhook.removeprefix("http://"),
+        **further,
     }
     site = replaced((DEPLOY / "nginx.conf").read_text("utf-8"), **changes)
     temporary = "".join(
@@ -106,6 +110,33 @@ def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Pat
     assert "POST /callbacks/... 404" in lines["genhook.log"]
     assert "GET /readyz 502" in lines["genhook.log"]
     assert "/readyz" in lines["genhook-error.log"]
+    assert TOKEN not in "".join(lines.values())
+
+
+@pytest.mark.parametrize("path", ["", "/hooks"])
+def test_nginx_keeps_tokens_out_of_its_logs_below_any_path_and_however_they_are_spelled(
+    tmp_path: Path, path: str
+) -> None:
+    programs.find("nginx")
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    stripped = {"# rewrite": "rewrite"} if path else {}
+    spellings = ["callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone", "/callbacks"]
+    spellings += ["v1/../callbacks", "%2e/callbacks", "hooks/callbacks"]
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
+        with proxied(folder, genhook.url, **stripped) as client:
+            assert client.get(f"{path}/readyz").json()["status"] == "ready"
+            callback = client.post(f"{path}/callbacks/apiinone/{TOKEN}", json={})
+            assert callback.json()["code"] == "token_invalid"
+            genhook.end()
+            for spelling in spellings:
+                url = f"{client.base_url}{path}/{spelling}/apiinone/{TOKEN}"
+                assert client.post(url, json={}).status_code == 502
+                assert client.post(url, content=b"x" * 3_000_000).status_code == 413
+            assert client.get(f"{path}/readyz").status_code == 502
+        lines = logs(folder)
+    assert lines["genhook.log"].count("POST /callbacks/... 502") == len(spellings)
+    assert f"{path}/readyz" in lines["genhook-error.log"]
     assert TOKEN not in "".join(lines.values())
 
 

@@ -62,9 +62,12 @@ class File:
         self.descriptor = -1
 
     def watch(self) -> None:
-        """Watch the files that SQLite has opened now."""
+        """Watch the files that SQLite has opened now. LostFileError if nobody can tell them."""
         path = self._target = os.path.realpath(self.path)
-        self._identities |= {suffix: _identify(path + suffix) for suffix in ("-wal", "-shm")}
+        try:
+            self._identities |= {suffix: _identify(path + suffix) for suffix in ("-wal", "-shm")}
+        except OSError as error:
+            raise LostFileError(self._unreadable(error)) from error
 
     def check(self, now: float) -> None:
         """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
@@ -82,14 +85,16 @@ class File:
         self._well_at = -math.inf
         # A link may lead to the file that had this name: a restart would look for the log there.
         path = os.path.realpath(self.path)
-        for suffix, identity in self._identities.items():
-            if identity and _identify(path + suffix) != identity:
-                advice = _RESTART if suffix and path == self._target else RESTORE
-                return f"the file {self.path}{suffix} was deleted or replaced: {advice}"
+        suffix = ""
         try:
+            for suffix, identity in self._identities.items():
+                if identity and _identify(path + suffix) != identity:
+                    advice = _RESTART if suffix and path == self._target else RESTORE
+                    return f"the file {self.path}{suffix} was deleted or replaced: {advice}"
+            suffix = ""
             self.note_cut()
         except OSError as error:
-            return f"the file {self.path} cannot be read: {error.strerror}"
+            return self._unreadable(error, suffix)
         if self._is_cut:
             return f"the file {self.path} was cut short or overwritten: {RESTORE}"
         return None
@@ -101,6 +106,10 @@ class File:
         """
         self._well_at = -math.inf
         self._is_cut = self._is_cut or self._was_cut()
+
+    def _unreadable(self, error: OSError, suffix: str = "") -> str:
+        """Say that a file cannot be looked at: it may still be there, so no backup is restored."""
+        return f"the file {self.path}{suffix} cannot be read: {error.strerror}"
 
     def _was_cut(self) -> bool:
         """Return whether the file is shorter than before, or no SQLite database any more."""
@@ -114,8 +123,9 @@ class File:
 
 
 def _identify(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from others; None if there is none. OSError if nobody can tell."""
     try:
         status = os.stat(path)  # noqa: PTH116  it runs often
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino

@@ -102,11 +102,21 @@ def _list_deleted(folder: Path) -> Iterator[tuple[str, str]]:
     for process in users - {str(os.getpid())}:
         with contextlib.suppress(OSError):  # It has ended, or is another user's.
             for each in Path(f"/proc/{process}/fd").iterdir():  # proc_pid_fd(5)
-                with contextlib.suppress(OSError):  # It is closed by now, or its folder is gone.
+                with contextlib.suppress(OSError):  # It is closed by now.
                     parent, name = os.path.split(each.readlink())
                     is_deleted = name.endswith(_DELETED)
-                    if is_deleted and folder.samefile(f"/proc/{process}/root{parent}"):
+                    if is_deleted and _is_same(folder, Path(f"/proc/{process}/root{parent}")):
                         yield str(folder / name.removesuffix(_DELETED)), process
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    """Whether both paths lead to one folder, or would if both were not gone."""
+    try:
+        return folder.samefile(other)
+    except FileNotFoundError:
+        if folder.exists() or other.exists() or folder.name != other.name:
+            return False
+        return _is_same(folder.parent, other.parent)
 
 
 def _find_emptiness(path: str, log: str) -> str | None:
