@@ -77,7 +77,7 @@ POINTS = (
 ELSEWHERE = (
     *("writes._trial", "keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
-    *("deadlines.move_on", "submit._put_off", "submit._put_back", "answers.drop_plan_without_task"),
+    *("deadlines.move_on", "submit._put_back", "answers.drop_plan_without_task"),
 )
 
 

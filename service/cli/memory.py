@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import gc
 import os
+import time
 from pathlib import Path
 
 FIRST_SECONDS = 1.0  # The first answer does not wait for it.
 LOOK_SECONDS = 5.0
 GROWN_BYTES = 64 << 20
+COLLECTION_PAUSES = 100  # Pauses of as many times its length follow a collection: it takes 1 %.
 LARGE_BYTES = 256 * 1024
 _M_MMAP_THRESHOLD = -3  # malloc.h of glibc, see mallopt(3).
 
@@ -19,7 +21,7 @@ def tend() -> None:
     gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
     gc.enable()
     asyncio.get_running_loop().call_later(FIRST_SECONDS, return_large_blocks)
-    Growth().look_later()
+    Growth().look_after(LOOK_SECONDS)
 
 
 class Growth:
@@ -34,21 +36,24 @@ class Growth:
         self._resident_bytes = resident_bytes()
 
     def look(self) -> None:
-        """Collect garbage if the process has GROWN_BYTES more than before."""
-        resident = resident_bytes()
+        """Collect garbage if the process has GROWN_BYTES more than before; look again later.
+
+        A collection looks at everything that lives, and nothing is answered meanwhile: so the next
+        look is the later the longer it took, for a process whose size goes up and down.
+        """
+        resident, seconds = resident_bytes(), 0.0
         if resident > self._resident_bytes + GROWN_BYTES:
+            began = time.perf_counter()
             gc.collect()
+            seconds = time.perf_counter() - began
             self._resident_bytes = resident_bytes()
-        else:
+        elif resident:  # Else it could not be read.
             self._resident_bytes = min(self._resident_bytes, resident)
+        self.look_after(max(LOOK_SECONDS, COLLECTION_PAUSES * seconds))
 
-    def look_later(self) -> None:
-        """Look every LOOK_SECONDS, as long as the event loop runs."""
-        asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_and_go_on)
-
-    def _look_and_go_on(self) -> None:
-        self.look()
-        self.look_later()
+    def look_after(self, seconds: float) -> None:
+        """Look after `seconds`, if the event loop still runs."""
+        asyncio.get_running_loop().call_later(seconds, self.look)
 
 
 def resident_bytes() -> int:

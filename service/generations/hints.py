@@ -78,9 +78,11 @@ async def _repeat_at(
     now = tx.now
     if now > generation.deadline_at + CALLBACK_GRACE_MS:
         return None
-    if answer.outcome == "absent":
+    if answer.outcome == "absent" and generation.trouble_count >= ABSENT_MAX:
+        # Polls after EXCHANGES_MAX are not stored: then the count of trouble has to do.
+        is_known = generation.poll_count <= generations.EXCHANGES_MAX
         outcomes = await generations.latest_poll_outcomes(tx, generation.id, ABSENT_MAX)
-        if outcomes == ["absent"] * ABSENT_MAX:
+        if not is_known or outcomes == ["absent"] * ABSENT_MAX:
             return None
     wait_ms = budget.wait_ms(context, answer, now)
     if answer.outcome == "throttled":

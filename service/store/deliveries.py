@@ -151,7 +151,7 @@ async def fetch_due(
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
             return due, tx.now
-    if which == "asked":  # Due at once, all of them.
+    if which == "asked":  # Due at once; one that was put off is found by the next scan.
         return due, None
     return due, await read_number(tx, "delivery_next_due", **values)
 

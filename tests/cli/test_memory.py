@@ -54,6 +54,8 @@ class Held:
 def test_garbage_is_collected_once_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = [100 << 20]
     monkeypatch.setattr(memory, "resident_bytes", lambda: resident[-1])
+    pauses: list[float] = []
+    monkeypatch.setattr(Growth, "look_after", lambda _growth, seconds: pauses.append(seconds))
     growth = Growth()
     gc.disable()
     try:
@@ -68,9 +70,23 @@ def test_garbage_is_collected_once_the_process_has_grown(monkeypatch: pytest.Mon
         assert held() is None
         held = weakref.ref(Held())
         growth.look()  # What is left after a collection is no growth.
+        resident.append(0)  # Nobody can tell.
+        growth.look()
+        resident.append(resident[-2])
+        growth.look()
         assert held() is not None
+        assert len(pauses) == 6
     finally:
         gc.enable()
+
+
+def test_a_long_collection_is_followed_by_a_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, resident, pauses = iter([5.0, 5.5]), iter([0, GROWN_BYTES + 1, 0]), list[float]()
+    monkeypatch.setattr(memory, "resident_bytes", lambda: next(resident))
+    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(Growth, "look_after", lambda _growth, seconds: pauses.append(seconds))
+    Growth().look()
+    assert pauses == [50.0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/statm")
@@ -85,14 +101,15 @@ async def test_a_server_has_large_blocks_and_garbage_returned(
 ) -> None:
     is_told, has_looked, looks = asyncio.Event(), asyncio.Event(), count(1)
 
-    def look(_growth: Growth) -> None:
-        if next(looks) == 2:
+    def resident_bytes() -> int:
+        if next(looks) == 3:
             has_looked.set()
+        return 0
 
     monkeypatch.setattr(memory, "FIRST_SECONDS", 0)
     monkeypatch.setattr(memory, "LOOK_SECONDS", 0)
     monkeypatch.setattr(memory, "return_large_blocks", is_told.set)
-    monkeypatch.setattr(Growth, "look", look)
+    monkeypatch.setattr(memory, "resident_bytes", resident_bytes)
     monkeypatch.setattr(server, "on_signals", lambda _stop: None)
     collector = {name: lambda *_: None for name in ("freeze", "set_threshold", "enable")}
     monkeypatch.setattr(memory, "gc", SimpleNamespace(**collector))

@@ -120,16 +120,6 @@ async def test_a_hint_about_a_task_that_upstream_does_not_know_is_given_up(tmp_p
         assert await rows(world, "SELECT * FROM confirmations") == []
 
 
-async def test_a_404_after_other_trouble_gives_up_no_hint(tmp_path: Path) -> None:
-    async with opened(tmp_path) as world:
-        await world.generate()
-        world.upstream.poll_replies.extend([httpx.Response(503)] * 5 + [httpx.Response(404)])
-        await world.call_back()
-        while world.upstream.poll_replies:
-            await world.run(10)
-        assert len(await rows(world, "SELECT * FROM confirmations")) == 1
-
-
 async def test_a_task_route_that_lags_behind_the_callback_costs_seconds(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()

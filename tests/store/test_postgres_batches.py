@@ -200,7 +200,7 @@ async def hanging() -> AsyncIterator[Hanging]:
 async def give_up(*writes: Any) -> None:
     """Wait until the callers of these writes have stopped waiting."""
     results = await asyncio.gather(*writes, return_exceptions=True)
-    assert [type(result) for result in results] == [StorageBusyError] * len(writes)
+    assert [isinstance(result, StorageBusyError) for result in results] == [True] * len(writes)
 
 
 async def refuse(database: Database, *writes: Any) -> None:

@@ -16,7 +16,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from service.api.problem import Problem
 from service.delivery.target import SendError
+from service.model.errors import StorageError
+from service.store.database import Transaction
+from tests.faults import storage_failure
 from tests.harness import Harness, opened
 from tests.wire import receivers
 from tests.wire.receivers import HEADERS, need, patiently, receiving, sending
@@ -122,6 +126,34 @@ async def test_a_callback_with_a_wrong_signature_leaves_nothing_for_the_collecto
             with nothing_left():
                 answer = await world.call_back()
                 assert answer.status_code == 401
+
+
+async def refuse(_tx: Transaction, _body: object) -> None:
+    raise Problem(409, "conflict", "It was there before.")
+
+
+async def fail_to_store(_tx: Transaction, _body: object) -> None:
+    raise storage_failure()
+
+
+@pytest.mark.parametrize("is_batched", [False, True], ids=["alone", "batched"])
+@pytest.mark.parametrize("unit", [refuse, fail_to_store])
+async def test_a_unit_that_fails_leaves_nothing_for_the_collector(
+    tmp_path: Path, unit: Any, *, is_batched: bool
+) -> None:
+    async with opened(tmp_path) as world:
+        database = world.app.database
+        write = database.write_batched if is_batched else database.write
+        for _ in range(2):
+            with nothing_left(), contextlib.suppress(Problem, StorageError):
+                await write(unit, b"body")
+
+
+async def test_the_traceback_of_an_error_still_leads_into_its_unit(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        with pytest.raises(Problem) as caught:
+            await world.app.database.write(refuse, b"body")
+        assert caught.traceback[-1].name == "refuse"
 
 
 async def test_a_webhook_without_an_answer_leaves_nothing_for_the_collector() -> None:

@@ -290,6 +290,7 @@ class Database(writes.Database):
         """Give the items their error, except those that are tried again."""
         if is_storage_fault(error):
             message = f"the database failed: {reason(error)}"
+            error.__traceback__ = None  # Its frames hold the items, and a driver may hold it.
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
             batch = self._plan_retries(batch, message)
