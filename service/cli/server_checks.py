@@ -93,8 +93,9 @@ async def _look(server: Server, url: str) -> None:
             server.schema_version = schema.latest()
             if server.schema_problem is None:
                 await _look_inside(server, connection)
-                if not pool.is_pooled:
-                    server.worker_problem = await _try_as_worker(url)
+        # Only now, since the transaction holds locks that this session may have to wait for.
+        if server.schema_problem is None and not pool.is_pooled:
+            server.worker_problem = await _try_as_worker(url)
     finally:
         await pool.close()
 
@@ -110,7 +111,7 @@ async def _try_as_worker(url: str) -> str | None:
             with raising_storage_error("no worker can look at the locks"):
                 await locks.begin(connection)
         finally:
-            await connection.close()
+            connection.terminate()  # At once: a server that hangs would answer no `close`.
     except StorageError as error:
         return str(error)
     return None

@@ -13,7 +13,7 @@ import pytest
 from service.app import App
 from service.cli import main, server_checks
 from service.model.errors import StorageError
-from service.store.postgres import Database, ShardLocks
+from service.store.postgres import Database, ShardLocks, locks
 from service.store.postgres.connection import connect, raising_storage_error
 from tests import engine
 from tests.cli.test_serve import KEYS
@@ -198,3 +198,21 @@ async def test_the_doctor_says_why_a_worker_could_not_begin(
         server = await asyncio.to_thread(server_checks.look, url_of_other)
         assert "all workers must use one role" in (server.worker_problem or "")
         await worker.release()
+
+
+async def test_the_doctor_holds_no_locks_while_it_tries_to_begin(
+    role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, begin = await role(), locks.begin
+
+    async def change_and_begin(connection: Any) -> Any:
+        other = await connect(url)
+        await other.execute("SET lock_timeout = '2s'; ALTER TABLE revisions ADD COLUMN more INT")
+        other.terminate()
+        return await begin(connection)
+
+    async with opened(url) as database:
+        await database.migrate()
+        monkeypatch.setattr(locks, "begin", change_and_begin)
+        server = await asyncio.to_thread(server_checks.look, url)
+        assert (server.problem, server.worker_problem) == (None, None)
