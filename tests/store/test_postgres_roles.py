@@ -216,3 +216,33 @@ async def test_the_doctor_holds_no_locks_while_it_tries_to_begin(
         monkeypatch.setattr(locks, "begin", change_and_begin)
         server = await asyncio.to_thread(server_checks.look, url)
         assert (server.problem, server.worker_problem) == (None, None)
+
+
+async def test_a_worker_of_a_new_role_is_ready_and_waits_until_those_of_the_old_one_have_ended(
+    role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rolling deployment, which ends the old process once the new one is ready."""
+    url, begin, refused = await role(), locks.begin, asyncio.Semaphore(0)
+
+    async def begin_and_tell(connection: Any) -> Any:
+        try:
+            return await begin(connection)
+        except StorageError:
+            refused.release()
+            raise
+
+    async with opened(url) as database, asyncio.timeout(60):
+        await database.migrate()
+        old = ShardLocks(database)
+        assert await old.acquire()
+        monkeypatch.setattr(locks, "begin", begin_and_tell)
+        monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+        new = App(settings(tmp_path, database_path=re.sub(r"//[^/]*/", "//postgres@/", url)))
+        await new.start()
+        for _ in range(2):  # It has handled the first refusal before the second one.
+            await refused.acquire()
+        assert new.worker.problem is None
+        await old.release()
+        while not new.worker.ownership.is_held:
+            await asyncio.wait([asyncio.create_task(refused.acquire())], timeout=0.1)
+        await new.stop()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from service.model.errors import StorageError
+from service.model.errors import OtherRoleError, StorageError
 from service.store.shards import SHARDS
 
 ALIVE = SHARDS  # Every worker shares this lock.
@@ -144,7 +144,7 @@ async def begin(connection: Any) -> Locks:
         raise StorageError(UNTRACKED)
     begun = Locks(connection, await class_of(connection), pid)
     if (await begun.read_view()).is_hidden:
-        raise StorageError(
+        raise OtherRoleError(
             "the activity of another worker cannot be seen: all workers must use one role"
         )
     return begun
