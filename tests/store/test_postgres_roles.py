@@ -46,6 +46,10 @@ async def role(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Role]:
         await owner.close()
 
 
+def user_of(url: str) -> str:
+    return re.sub(r".*//|@.*", "", url)
+
+
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
     database = Database(url, clock=lambda: 7)
@@ -246,3 +250,34 @@ async def test_a_worker_of_a_new_role_is_ready_and_waits_until_those_of_the_old_
         while not new.worker.ownership.is_held:
             await asyncio.wait([asyncio.create_task(refused.acquire())], timeout=0.1)
         await new.stop()
+
+
+async def test_where_a_role_changed_at_its_login_cannot_see_itself_it_is_told_so(
+    role: Role, postgres: engine.Schemas
+) -> None:
+    url = await role()
+    owner = await asyncpg.connect(postgres.url)
+    await owner.execute(f"GRANT pg_checkpoint TO {user_of(url)}")
+    await role(role="pg_checkpoint")
+    connection = await connect(url)
+    with pytest.raises(StorageError, match="the role is changed after the login"):
+        await locks.begin(connection)
+    connection.terminate()
+    await owner.close()
+
+
+async def test_workers_whose_role_is_changed_at_their_login_see_each_other(
+    role: Role, postgres: engine.Schemas
+) -> None:
+    url = await role()
+    owner = await asyncpg.connect(postgres.url)
+    await owner.execute(f"GRANT postgres TO {user_of(url)}")
+    await role(role="postgres")
+    await owner.close()
+    async with opened(url) as database:
+        await database.migrate()
+        first, second = await connect(url, "first"), await connect(url, "second")
+        await (await locks.begin(first)).join()
+        await locks.begin(second)
+        first.terminate()
+        second.terminate()
