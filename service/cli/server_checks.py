@@ -37,7 +37,8 @@ SELECT current_setting('server_version') AS version,
         FROM pg_stat_activity WHERE datname = current_database()) AS oldest_seconds"""
 _INVALID = """
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND c.relnamespace = to_regnamespace(current_schema())"""
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT i.indisvalid AND n.nspname = current_schema()"""
 # Estimates of the server, which cost nothing: rows that nobody sees any more, by table.
 _BLOATED = f"""
 SELECT relname, n_dead_tup FROM pg_stat_user_tables
