@@ -395,7 +395,7 @@ def test_genhook_works_in_the_first_schema_of_its_search_path_whatever_the_other
         first = f"{url.removesuffix(schema)}%22{schema} First%22"
         monkeypatch.setenv("GENHOOK_DATABASE_URL", f"{first},{schema}")
         assert main.main(["migrate"]) == 0
-        execute(first, f'DELETE FROM "{schema} First".tenants')
+        execute(first, "DELETE FROM tenants")
     finally:
         execute(url, f'DROP SCHEMA "{schema} First" CASCADE')
 
