@@ -75,7 +75,7 @@ POINTS = (
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
-    *("writes._trial", "keys.revoke", "keys.record_uses", "signing_secret."),
+    *("writes.write_trial", "keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
     *("deadlines.move_on", "submit._put_back", "answers.drop_plan_without_task"),
 )

@@ -76,12 +76,13 @@ class Right:
                 return
         yield self.session if self.ownership.is_held else None
 
-    async def begin_loops(self) -> bool:
+    async def begin_loops(self, on_turn: Callable[[], None]) -> bool:
         """Begin the session of the loops; False while no shard is free.
 
-        A tick that works here ends first.
+        A tick that works here ends first; then `on_turn` is called.
         """
         async with self._lock:
+            on_turn()
             self.has_loops = await self._begin(None) is not None
             return self.has_loops
 

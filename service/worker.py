@@ -13,7 +13,7 @@ from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import SECOND
-from service.model.errors import StorageError
+from service.model.errors import OtherRoleError, StorageError
 from service.right import Right
 from service.session import Session, Step, log_failure
 from service.store.database import Ownership
@@ -23,7 +23,7 @@ from service.ticks import Ticks, WorkCounts
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
-BEGIN_SECONDS = 10.0  # Of tries that fail, until the process counts as one that cannot work.
+BEGIN_SECONDS = 10.0  # Of tries that fail, until a process counts as one that cannot work.
 SLEEP_SECONDS_MAX = 30.0
 RECORD_SECONDS = 1.0  # For requests that a stop cancels, to record that.
 
@@ -42,9 +42,10 @@ class Worker:
         self.submitter = Submitter(context)
         self.poller = Poller(context, self.submitter.budget, self.submitter.in_flight)
         self.task: asyncio.Task[None] | None = None
+        self._was_able = False  # Whether the loops have begun once, or stood by.
         # Since when each try to begin has failed or waits, by the loop's clock; and the last error.
         self._trying_since: float | None = None
-        self._failure = "the database does not answer"
+        self._failure: str | None = None
         self.stopping = asyncio.Event()
         requests = (self.submitter, self.poller)
         self.right = Right(context, ownership, sender, *requests, self.stopping)
@@ -73,12 +74,14 @@ class Worker:
         """
         if self.task is not None and self.task.done():
             return "The worker has stopped."
-        if self._trying_since is None or self.ticks.is_ticking:
+        if self._trying_since is None:
             return None
         seconds = asyncio.get_running_loop().time() - self._trying_since
-        if seconds < BEGIN_SECONDS:
+        # One that has failed since the start may never be able to.
+        if seconds < BEGIN_SECONDS and (self._was_able or self._failure is None):
             return None
-        return f"The worker has not begun to work for {seconds:.0f} seconds: {self._failure}."
+        failure = self._failure or "the database does not answer"
+        return f"The worker has not begun to work for {seconds:.0f} seconds: {failure}."
 
     @property
     def has_failed(self) -> bool:
@@ -153,14 +156,10 @@ class Worker:
 
     async def _stand_by(self) -> bool:
         """Wait for the right to work; False at a stop. Log each failure, and try again."""
-        has_waited, loop = False, asyncio.get_running_loop()
+        has_waited = False
         while not self.stopping.is_set():
-            if self._trying_since is None:
-                self._trying_since = loop.time()
             try:
-                is_begun = await self._take_over()
-                self._trying_since = None
-                if is_begun:
+                if await self._take_over():
                     if has_waited:
                         _log.info("worker.took_over")
                     return True
@@ -170,6 +169,8 @@ class Worker:
             except StorageError as error:
                 self._failure = str(error)
                 _log.error("worker.storage_failed", error=str(error))
+                if isinstance(error, OtherRoleError):
+                    self._note_able()
             except Exception:  # noqa: BLE001  it must not end the process, which serves clients
                 self._failure = "an error of genhook, which the log has as worker.not_started"
                 _log.exception("worker.not_started")
@@ -178,14 +179,22 @@ class Worker:
 
     async def _take_over(self) -> bool:
         """Try to become a worker; False while other processes hold every shard."""
-        if not await self.right.begin_loops():
-            return False
-        try:
-            await self.poller.take_over(self.context.clock())
-        except BaseException:
-            await self.end_session()
-            raise
-        return True
+        is_begun = await self.right.begin_loops(self._note_try)
+        if is_begun:
+            try:
+                await self.poller.take_over(self.context.clock())
+            except BaseException:
+                await self.end_session()
+                raise
+        self._note_able()
+        return is_begun
+
+    def _note_try(self) -> None:
+        if self._trying_since is None:
+            self._trying_since = asyncio.get_running_loop().time()
+
+    def _note_able(self) -> None:
+        self._was_able, self._trying_since, self._failure = True, None, None
 
     async def end_session(self) -> None:
         """Throw the session of the loops away, then let other processes work."""

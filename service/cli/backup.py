@@ -12,6 +12,7 @@ from service.cli import interrupts, new_file, output
 from service.cli.arguments import add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
+from service.store.migrations import Newer, Older
 from service.store.sqlite import schema
 
 
@@ -80,8 +81,10 @@ def _copy(source: Path, target: Path) -> None:
         try:
             connection = stack.enter_context(contextlib.closing(_open(source)))
             connection.execute("PRAGMA busy_timeout=5000")
-            if schema.version(connection) <= 0:  # A copy that has not ended, or not of genhook.
-                raise CommandError(f"the backup failed: {schema.problem(connection)}")
+            problem = schema.problem(connection)
+            may_be_copied = problem is None or isinstance(problem, (Older, Newer))
+            if schema.version(connection) == 0 or not may_be_copied:  # It may be nobody's yet.
+                raise CommandError(f"the backup failed: {problem}")
         except sqlite3.Error as error:
             reason = f"{source} cannot be read: {_reason(error)}"
             raise CommandError(f"the backup failed: {reason}") from error

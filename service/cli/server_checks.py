@@ -37,7 +37,8 @@ SELECT current_setting('server_version') AS version,
         FROM pg_stat_activity WHERE datname = current_database()) AS oldest_seconds"""
 _INVALID = """
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND c.relnamespace = to_regnamespace(current_schema())"""
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT i.indisvalid AND n.nspname = current_schema()"""
 # Estimates of the server, which cost nothing: rows that nobody sees any more, by table.
 _BLOATED = f"""
 SELECT relname, n_dead_tup FROM pg_stat_user_tables
@@ -93,8 +94,9 @@ async def _look(server: Server, url: str) -> None:
             server.schema_version = schema.latest()
             if server.schema_problem is None:
                 await _look_inside(server, connection)
-                if not pool.is_pooled:
-                    server.worker_problem = await _try_as_worker(url)
+        # Only now, since the transaction holds locks that this session may have to wait for.
+        if server.schema_problem is None and not pool.is_pooled:
+            server.worker_problem = await _try_as_worker(url)
     finally:
         await pool.close()
 
@@ -110,7 +112,7 @@ async def _try_as_worker(url: str) -> str | None:
             with raising_storage_error("no worker can look at the locks"):
                 await locks.begin(connection)
         finally:
-            await connection.close()
+            connection.terminate()  # At once: a server that hangs would answer no `close`.
     except StorageError as error:
         return str(error)
     return None

@@ -40,6 +40,10 @@ class StorageError(Exception):
     """
 
 
+class OtherRoleError(StorageError):
+    """A worker with another role of the database works: until it has ended, this one stands by."""
+
+
 class StorageBusyError(StorageError):
     """Too many callers wait for the database or for their turn, or a commit takes too long.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-RESTORE = "restore a backup"
+RESTORE = "restore a backup into an empty schema"
 
 
 def list_migrations(folder: Path) -> list[tuple[int, Path]]:

@@ -144,7 +144,7 @@ class Database(ABC):
         It tries a commit, unless the last one was lately and did not fail.
         """
         now = asyncio.get_running_loop().time()
-        if self._queue.is_stalled and not self._may_start(_trial):
+        if self._queue.is_stalled and not self._may_start(write_trial):
             return STALLED
         is_recent = now - self._committed_at < PROBE_SECONDS
         if is_recent and self._committed_at > self._failed_at and not self._queue.is_stalled:
@@ -155,7 +155,7 @@ class Database(ABC):
 
     async def _try_commit(self) -> str | None:
         try:
-            await self.write(_trial)
+            await self.write(write_trial)
         except Exception as error:  # noqa: BLE001  nothing is stored, whatever the reason
             return str(error) or repr(error)
         return None
@@ -252,8 +252,8 @@ def follow_up(after: AfterCommit) -> None:
             _log.exception("commit.follow_up_failed")
 
 
-async def _trial(tx: Transaction) -> None:
-    """Insert a row and delete it, to find out whether the database commits.
+async def write_trial(tx: Transaction) -> None:
+    """Insert a row and delete it: a commit that stores nothing, but does whatever commits do.
 
     Its name is new: to wait for a row that another process has locked would prove nothing.
     """

@@ -211,5 +211,5 @@ def test_a_backup_of_a_damaged_database_names_the_damage(
     content[8_192:] = bytes(byte ^ 0x5A for byte in content[8_192:])
     path.write_bytes(content)
     assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
-    assert "failed: the database is damaged" in capsys.readouterr().err
+    assert "the database is damaged: genhook doctor" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == [path.name]

@@ -443,11 +443,13 @@ def test_a_key_that_may_not_read_models_creates_subscribers_all_the_same(
 # Databases
 
 
+@pytest.mark.parametrize("number", [0, 7])
 def test_a_database_of_another_program_is_named_and_not_copied(
-    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("CREATE TABLE theirs (a)")
+        connection.execute(f"PRAGMA user_version={number}")
     copy, other = tmp_path / "copy.db", tmp_path / "other.db"
     lines = [f"backup {copy}", f"copy --from sqlite:///{database} --to sqlite:///{other}", "doctor"]
     for line in lines:

@@ -367,23 +367,61 @@ def test_what_another_program_made_is_a_sentence(
     assert (found["level"], found["message"].lower()) == ("fail", message.lower())
 
 
-def test_tables_of_another_program_that_genhook_has_no_name_of_stay_beside_it(
-    url: str, postgres: engine.Schemas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "made",
+    [
+        "TABLE songs (title TEXT)",
+        "FUNCTION is_json (text VARCHAR) RETURNS INT LANGUAGE sql AS 'SELECT 1'",
+        "TYPE deliveries_due AS ENUM ('a')",
+    ],
+)
+def test_what_another_program_made_stays_beside_genhook_unless_both_need_its_name(
+    url: str, postgres: engine.Schemas, tmp_path: Path, made: str
 ) -> None:
     postgres.use_up(tmp_path)
-    execute(url, "CREATE TABLE songs (title TEXT)")
+    execute(url, f"CREATE {made}")
     assert main.main(["migrate"]) == 0
 
 
-def test_a_schema_that_lost_its_number_is_a_sentence(
-    url: str, postgres: engine.Schemas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("capsys")
+def test_genhook_works_in_the_first_schema_of_its_search_path_whatever_the_others_have(
+    url: str, postgres: engine.Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres.use_up(tmp_path)
+    assert main.main(["migrate"]) == 0
+    schema = url.rpartition("=")[2]
+    execute(url, f'CREATE SCHEMA "{schema} First"')
+    try:
+        first = f"{url.removesuffix(schema)}%22{schema} First%22"
+        monkeypatch.setenv("GENHOOK_DATABASE_URL", f"{first},{schema}")
+        assert main.main(["migrate"]) == 0
+        execute(first, "DELETE FROM tenants")
+    finally:
+        execute(url, f'DROP SCHEMA "{schema} First" CASCADE')
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ("DELETE FROM schema_version", "schema_version has 0 rows, and needs one"),
+        ("INSERT INTO schema_version VALUES (1)", "schema_version has 2 rows, and needs one"),
+        ("DROP TABLE schema_version", "schema_version is missing beside genhook's own tables"),
+    ],
+)
+def test_a_schema_without_its_number_or_with_two_is_a_sentence(
+    url: str,
+    postgres: engine.Schemas,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    done: str,
+    said: str,
 ) -> None:
     postgres.use_up(tmp_path)
     main.main(["migrate"])
-    execute(url, "DELETE FROM schema_version")
+    execute(url, done)
     printed(capsys)
-    message = "schema_version has 0 rows, and needs one: restore a backup."
-    said = outcomes(capsys, "migrate", "tick", "serve", "work")
-    assert said == dict.fromkeys(said, message)
+    message = f"{said}: restore a backup into an empty schema."
+    outcome = outcomes(capsys, "migrate", "tick", "serve", "work")
+    assert outcome == dict.fromkeys(outcome, message)
     found = doctor(capsys)["schema"]
     assert (found["level"], found["message"].lower()) == ("fail", message)

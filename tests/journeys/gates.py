@@ -132,7 +132,7 @@ async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
     worker = world.app.worker
-    assert await worker.right.begin_loops()
+    assert await worker.right.begin_loops(lambda: None)
     dispatcher = worker.dispatcher
     try:
         yield dispatcher

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ async def wait_until_working(world: Harness) -> None:
     while not (worker.ownership.is_held and worker.dispatcher.is_open):
         assert not worker.task.done(), worker.task.exception()
         await world.get("/v1/events")
+
+
+async def until(world: Harness, is_so: Callable[[], bool]) -> None:
+    """Wait until it is so, while requests come."""
+    async with asyncio.timeout(30):
+        while not is_so():
+            await world.get("/v1/events")
 
 
 async def stop_worker(world: Harness) -> None:
@@ -199,7 +207,6 @@ async def test_a_worker_starts_once_its_lock_can_be_tried(
         worker.start()
         await world.subscribe()
         assert not worker.ownership.is_held
-        assert worker.problem is None
         monkeypatch.setattr(fcntl, "flock", flock)
         await wait_until_working(world)
         await world.generate()
@@ -258,27 +265,35 @@ async def readiness(world: Harness) -> tuple[int, str]:
 
 
 @pytest.mark.sqlite_only("it makes the lock of a file fail")
-async def test_a_worker_that_cannot_begin_for_seconds_is_not_ready_and_says_why(
+async def test_a_worker_that_cannot_begin_is_not_ready_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    flock = fcntl.flock
+
+    def fail(descriptor: int, operation: int) -> None:
+        if operation != fcntl.LOCK_UN:
+            raise OSError(errno.EIO, "Input/output error")
+        flock(descriptor, operation)
 
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
     async with opened(tmp_path) as world:
+        worker = world.app.worker
         with monkeypatch.context() as patched:
             patched.setattr(fcntl, "flock", fail)
-            world.app.worker.start()
-            for _ in range(20):
-                assert await readiness(world) == (200, "ok"), "it may begin soon"
-            patched.setattr("service.worker.BEGIN_SECONDS", 0)
+            worker.start()
+            await until(world, lambda: worker.problem is not None)
             status, reason = await readiness(world)
-        assert status == 503
-        assert reason.startswith("The worker has not begun to work for 0 seconds: cannot lock ")
-        monkeypatch.setattr("service.worker.BEGIN_SECONDS", 0)
-        async with asyncio.timeout(30):
-            while await readiness(world) != (200, "ok"):
-                pass
+            assert status == 503
+            assert reason.startswith("The worker has not begun to work for 0 seconds: cannot lock ")
+        await until(world, lambda: worker.problem is None)
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", fail)
+            await worker.ownership.release()
+            for _ in range(20):
+                assert await readiness(world) == (200, "ok"), "it may begin again soon"
+            patched.setattr("service.worker.BEGIN_SECONDS", 0)
+            await until(world, lambda: "cannot lock " in (worker.problem or ""))
+        await until(world, lambda: worker.problem is None)
         await stop_worker(world)
 
 
@@ -333,3 +348,30 @@ async def test_a_worker_that_stands_by_is_ready_for_however_long(
         assert await readiness(waiting) == (200, "ok")
         await stop_worker(waiting)
         await stop_worker(working)
+
+
+async def test_a_worker_that_waited_for_a_long_tick_is_ready_while_it_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        worker, loop, gate = world.app.worker, asyncio.get_running_loop(), Gate()
+        acquire, time = worker.ownership.acquire, loop.time
+
+        async def hang(shards: Any = None) -> bool:
+            await gate()
+            return await acquire(shards)
+
+        monkeypatch.setattr(worker.ownership, "acquire", hang)
+        tick = asyncio.create_task(worker.tick(1))
+        await gate.wait_for(1)
+        worker.start()
+        await world.get("/v1/events")
+        with monkeypatch.context() as a_minute_later:
+            a_minute_later.setattr(loop, "time", lambda: time() + 60)
+            tick.cancel()
+            await asyncio.wait([tick])
+            await gate.wait_for(2)
+            assert worker.problem is None
+        gate.is_open.set()
+        await wait_until_working(world)
+        await stop_worker(world)

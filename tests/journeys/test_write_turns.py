@@ -23,7 +23,7 @@ OF_NO_TENANT = {
     "ensure",
     "add",
     "_claim_due",
-    "_trial",
+    "write_trial",
     "_delete_old",
     "_delete_unreferenced",
     "fold_usage",

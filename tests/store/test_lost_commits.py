@@ -208,7 +208,7 @@ async def test_a_journey_ends_the_same_if_every_second_commit_of_a_unit_breaks(
     _whole[str(options)] = expected  # One that differs from this fails no other test.
     assert commits[name], "the journey does not commit this unit"
     # A beat after a failure tries a commit.
-    assert commits.keys() <= {*UNITS, "_trial"}, "a unit that is not tested yet"
+    assert commits.keys() <= {*UNITS, "write_trial"}, "a unit that is not tested yet"
 
 
 async def test_what_is_stored_although_the_client_was_told_otherwise_is_submitted(

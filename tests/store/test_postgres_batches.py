@@ -236,7 +236,7 @@ async def test_readiness_tries_a_commit_while_others_hang_and_a_writer_is_free(
 ) -> None:
     assert await database.write(increment) == 0
     await refuse(database, *await hanging.begin(database, 1))
-    monkeypatch.setattr(writes, "_trial", hanging.unit)
+    monkeypatch.setattr(writes, "write_trial", hanging.unit)
     trial = asyncio.ensure_future(database.write_problem())
     await until(lambda: hanging.begun == 2)
     await refuse(database)

@@ -1,12 +1,16 @@
 """What PostgreSQL refuses: a sentence for people, and no harm to others."""
 
 import asyncio
+import contextlib
 import re
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+import trustme
 
 from service.cli import main
 from service.model.errors import SearchTooLongError, StorageError
@@ -170,3 +174,62 @@ async def test_an_error_about_a_file_names_the_option(
     with pytest.raises(StorageError, match=re.escape(named.format(**names))) as caught:
         await Database(url).open()
     assert "in GENHOOK_DATABASE_URL" in str(caught.value)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    """A certificate authority, whose own certificate is in a file named `root`."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(tmp_path / "root")
+    return made
+
+
+async def refusal(answer: Callable[..., Any], root: Path) -> str:
+    """Return the error of a connection to a server that agrees to TLS, and then does this."""
+
+    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        with contextlib.suppress(OSError):
+            await answer(reader, writer)
+        writer.close()
+
+    async with await asyncio.start_server(agree, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        options = f"sslmode=verify-full&sslrootcert={root}"
+        with pytest.raises(StorageError) as caught:
+            await Database(f"postgresql://genhook@127.0.0.1:{port}/genhook?{options}").open()
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("authority")
+async def test_an_answer_that_is_no_tls_is_not_said_to_be_about_a_file(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    said = await refusal(answer, tmp_path / "root")
+    assert "WRONG_VERSION_NUMBER" in said
+    assert "GENHOOK_DATABASE_URL" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known", "about_a_file"),
+    [
+        ("127.0.0.2", True, False),
+        ("other.example", True, False),
+        ("127.0.0.1", False, True),
+    ],
+)
+async def test_a_certificate_of_another_name_is_not_said_to_be_about_a_file(
+    tmp_path: Path, authority: trustme.CA, name: str, *, is_known: bool, about_a_file: bool
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (authority if is_known else trustme.CA()).issue_cert(name).configure_cert(context)
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await writer.start_tls(context)
+
+    said = await refusal(answer, tmp_path / "root")
+    assert "certificate verify failed" in said
+    assert ("sslrootcert" in said) == about_a_file

@@ -13,7 +13,7 @@ import pytest
 from service.app import App
 from service.cli import main, server_checks
 from service.model.errors import StorageError
-from service.store.postgres import Database, ShardLocks
+from service.store.postgres import Database, ShardLocks, locks
 from service.store.postgres.connection import connect, raising_storage_error
 from tests import engine
 from tests.cli.test_serve import KEYS
@@ -44,6 +44,10 @@ async def role(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Role]:
     finally:
         await owner.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
         await owner.close()
+
+
+def user_of(url: str) -> str:
+    return re.sub(r".*//|@.*", "", url)
 
 
 @asynccontextmanager
@@ -198,3 +202,82 @@ async def test_the_doctor_says_why_a_worker_could_not_begin(
         server = await asyncio.to_thread(server_checks.look, url_of_other)
         assert "all workers must use one role" in (server.worker_problem or "")
         await worker.release()
+
+
+async def test_the_doctor_holds_no_locks_while_it_tries_to_begin(
+    role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, begin = await role(), locks.begin
+
+    async def change_and_begin(connection: Any) -> Any:
+        other = await connect(url)
+        await other.execute("SET lock_timeout = '2s'; ALTER TABLE revisions ADD COLUMN more INT")
+        other.terminate()
+        return await begin(connection)
+
+    async with opened(url) as database:
+        await database.migrate()
+        monkeypatch.setattr(locks, "begin", change_and_begin)
+        server = await asyncio.to_thread(server_checks.look, url)
+        assert (server.problem, server.worker_problem) == (None, None)
+
+
+async def test_a_worker_of_a_new_role_is_ready_and_waits_until_those_of_the_old_one_have_ended(
+    role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rolling deployment, which ends the old process once the new one is ready."""
+    url, begin, refused = await role(), locks.begin, asyncio.Semaphore(0)
+
+    async def begin_and_tell(connection: Any) -> Any:
+        try:
+            return await begin(connection)
+        except StorageError:
+            refused.release()
+            raise
+
+    async with opened(url) as database, asyncio.timeout(60):
+        await database.migrate()
+        old = ShardLocks(database)
+        assert await old.acquire()
+        monkeypatch.setattr(locks, "begin", begin_and_tell)
+        monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+        new = App(settings(tmp_path, database_path=re.sub(r"//[^/]*/", "//postgres@/", url)))
+        await new.start()
+        for _ in range(2):  # It has handled the first refusal before the second one.
+            await refused.acquire()
+        assert new.worker.problem is None
+        await old.release()
+        while not new.worker.ownership.is_held:
+            await asyncio.wait([asyncio.create_task(refused.acquire())], timeout=0.1)
+        await new.stop()
+
+
+async def test_where_a_role_changed_at_its_login_cannot_see_itself_it_is_told_so(
+    role: Role, postgres: engine.Schemas
+) -> None:
+    url = await role()
+    owner = await asyncpg.connect(postgres.url)
+    await owner.execute(f"GRANT pg_checkpoint TO {user_of(url)}")
+    await role(role="pg_checkpoint")
+    connection = await connect(url)
+    with pytest.raises(StorageError, match="the role is changed after the login"):
+        await locks.begin(connection)
+    connection.terminate()
+    await owner.close()
+
+
+async def test_workers_whose_role_is_changed_at_their_login_see_each_other(
+    role: Role, postgres: engine.Schemas
+) -> None:
+    url = await role()
+    owner = await asyncpg.connect(postgres.url)
+    await owner.execute(f"GRANT postgres TO {user_of(url)}")
+    await role(role="postgres")
+    await owner.close()
+    async with opened(url) as database:
+        await database.migrate()
+        first, second = await connect(url, "first"), await connect(url, "second")
+        await (await locks.begin(first)).join()
+        await locks.begin(second)
+        first.terminate()
+        second.terminate()

@@ -230,7 +230,7 @@ async def test_a_trial_that_fails_is_told_whatever_its_error_is(
         raise error
 
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(writes, "_trial", touch)
+    monkeypatch.setattr(writes, "write_trial", touch)
     assert "odd" in str(await database.write_problem())
 
 
@@ -244,7 +244,7 @@ async def test_those_who_ask_together_share_a_trial(
         raise StorageError("failing")
 
     monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(writes, "_trial", touch)
+    monkeypatch.setattr(writes, "write_trial", touch)
     problems = await asyncio.gather(*(database.write_problem() for _ in range(5)))
     assert problems == ["failing"] * 5
     assert len(trials) == 1

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,3 +165,24 @@ async def test_a_damaged_file_is_refused_and_not_changed(tmp_path: Path, damage:
         await App(settings(tmp_path)).start(worker=False)
     assert path.read_bytes() == before
     assert not (tmp_path / "genhook.db-wal").exists()
+
+
+class Overtaken(sqlite3.Connection):
+    """A connection before whose second statement another process migrates the file."""
+
+    statements, path = 0, Path()
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        self.statements += 1
+        if self.statements == 2:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+                schema.migrate(other)
+        return super().execute(*arguments)
+
+
+def test_a_file_that_another_process_migrates_meanwhile_is_not_another_programs(
+    tmp_path: Path,
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.db", factory=Overtaken)) as connection:
+        connection.path = tmp_path / "a.db"
+        assert schema.problem(connection) is None

@@ -228,7 +228,7 @@ async def test_a_worker_that_cannot_commit_shows_no_sign_of_life(
     clock = Seconds()
     async with working(database, clock=clock) as worker:
         assert await database.commit_problem() is None
-        monkeypatch.setattr(writes, "_trial", fail)
+        monkeypatch.setattr(writes, "write_trial", fail)
         with pytest.raises(StorageError):
             await database.write(fail)
         clock.now += ownership.VALID_SECONDS

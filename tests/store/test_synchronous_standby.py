@@ -12,6 +12,12 @@ from service.store.postgres import Database
 from tests import engine, servers
 
 _WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+# The right to write to the server's log alone, which a hardened server leaves to few.
+_TAKE_RIGHT = """
+DO $$ BEGIN EXECUTE (
+    SELECT string_agg(format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure), ';')
+    FROM pg_proc WHERE proname = 'pg_logical_emit_message'
+); END $$"""
 _STORED = "SELECT number FROM revisions WHERE noun = 'stored'"
 
 
@@ -27,6 +33,7 @@ async def admin(postgres: engine.Schemas) -> AsyncIterator[asyncpg.Connection]:
         # Of its own commits, which end no wait of others.
         await connection.execute("SET synchronous_commit = local")
         await connection.execute("CREATE ROLE genhook LOGIN; GRANT ALL ON SCHEMA public TO genhook")
+        await connection.execute(_TAKE_RIGHT)
         try:
             yield connection
         finally:

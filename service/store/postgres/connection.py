@@ -289,7 +289,8 @@ def is_storage_fault(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return state[:2] in _SERVER_CLASSES or state in _SERVER_STATES
-    if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
+    # A value that the driver cannot encode is the unit's; an unknown certificate is no such value.
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
         return isinstance(error, ClientConfigurationError)
     return isinstance(error, (OSError, TimeoutError, *_CLIENTS))
 

@@ -24,6 +24,7 @@ _NEXT = (
 
 # Options of a URL that name files: no error says which.
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_OTHER_NAMES = (62, 64)  # Codes of OpenSSL: a certificate of another host name, or IP address.
 _NOT_OPENED = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
@@ -70,10 +71,17 @@ def _with_files(error: Exception, url: str) -> Exception:
     ]
     if isinstance(error, _NOT_OPENED):
         options = [(name, path) for name, path in options if not _is_readable(path)]
-    elif not isinstance(error, ssl.SSLError):
+    elif not isinstance(error, ssl.SSLError) or not _may_be_about_files(error):
         return error
     names = ", ".join(f"{name}={path}" for name, path in options)
     return OSError(f"{error}: {names} in GENHOOK_DATABASE_URL") if names else error
+
+
+def _may_be_about_files(error: ssl.SSLError) -> bool:
+    """Return whether files may be wrong, and not what the server or something before it sent."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_code not in _OTHER_NAMES
+    return error.library != "SSL" or not error.reason  # The reason is that of a handshake.
 
 
 def _is_readable(path: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from service.model.errors import StorageError
+from service.model.errors import OtherRoleError, StorageError
 from service.store.shards import SHARDS
 
 ALIVE = SHARDS  # Every worker shares this lock.
@@ -22,7 +22,7 @@ _VIEW = f"""
 SELECT CAST(l.objid AS INTEGER) AS shard, l.pid, a.application_name AS name,
     l.pid = $2 AND pg_backend_pid() = $2 AS is_own,
     a.pid IS NOT NULL AND (a.state IS NULL OR a.state = 'disabled'
-        OR a.usename IS DISTINCT FROM current_user) AS is_hidden,
+        OR a.usename IS DISTINCT FROM session_user) AS is_hidden,
     CASE WHEN a.state = 'idle' THEN CAST(extract(epoch FROM clock_timestamp() - a.state_change)
         AS DOUBLE PRECISION) ELSE 0 END AS silent_seconds
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -39,7 +39,7 @@ _TERMINATE = """
 SELECT count(pg_terminate_backend(b.pid)) FROM pg_stat_activity a JOIN pg_stat_activity b
     ON b.application_name = a.application_name AND b.datname = a.datname AND b.usename = a.usename
 WHERE a.pid = $1 AND a.application_name = $2 AND a.datname = current_database()
-    AND a.usename = current_user AND a.state = 'idle'
+    AND a.usename = session_user AND a.state = 'idle'
     AND clock_timestamp() - a.state_change > make_interval(secs => $3)"""
 _HOLDERS = f"""
 SELECT coalesce(a.application_name, '') AS name,
@@ -55,6 +55,10 @@ POOLED = (
 UNTRACKED = (
     "track_activities is off for this role, database or server, and nobody could see which worker "
     "hangs: set it to on, for which a superuser's right is needed, and start again"
+)
+_CHANGED_ROLE = (
+    "the role is changed after the login (SET role), and the new one may not see its own session: "
+    "log in as the role that works"
 )
 _OWN_STATE = "SELECT state FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
@@ -140,11 +144,12 @@ async def begin(connection: Any) -> Locks:
     pid = await connection.fetchval(_PID)
     if pid != connection.get_server_pid():
         raise StorageError(POOLED)
-    if await connection.fetchval(_OWN_STATE) in (None, "disabled"):
-        raise StorageError(UNTRACKED)
+    state = await connection.fetchval(_OWN_STATE)
+    if state in (None, "disabled"):
+        raise StorageError(UNTRACKED if state else _CHANGED_ROLE)
     begun = Locks(connection, await class_of(connection), pid)
     if (await begun.read_view()).is_hidden:
-        raise StorageError(
+        raise OtherRoleError(
             "the activity of another worker cannot be seen: all workers must use one role"
         )
     return begun

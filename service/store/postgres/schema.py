@@ -17,15 +17,23 @@ from service.store.postgres.connection import LONG_SECONDS
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
 
-_IS_OURS = """
-SELECT count(*) = 2 FROM pg_attribute WHERE attrelid = to_regclass('schema_version')
-    AND attname IN ('number', 'genhook_id') HAVING to_regclass('schema_version') IS NOT NULL"""
-# Which of these names stand for something in the schema. A table has a type of its name, too.
-_TAKEN = """
-SELECT name FROM unnest(CAST($1 AS TEXT[])) name, to_regnamespace(current_schema()) here
-WHERE EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = here AND relname = name)
-    OR EXISTS (SELECT 1 FROM pg_type WHERE typnamespace = here AND typname = name)
-    OR EXISTS (SELECT 1 FROM pg_proc WHERE pronamespace = here AND proname = name)"""
+# The names that a `search_path` leads to in other schemas are none of ours.
+_HERE = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
+_IS_OURS = f"""
+SELECT count(*) FILTER (WHERE attname IN ('number', 'genhook_id')) = 2
+FROM pg_class c JOIN pg_attribute ON attrelid = c.oid
+WHERE relname = 'schema_version' AND relnamespace = {_HERE} GROUP BY c.oid"""  # noqa: S608
+# Which names stand for something in the schema: of tables and indexes, of tables, which have types
+# of their names, and of functions, all of which take one text.
+_TAKEN = f"""
+SELECT relname AS name FROM pg_class
+WHERE relnamespace = {_HERE} AND relname = ANY (CAST($1 AS TEXT[]))
+UNION SELECT typname FROM pg_type
+WHERE typnamespace = {_HERE} AND typname = ANY (CAST($2 AS TEXT[]))
+UNION SELECT proname FROM pg_proc
+WHERE pronamespace = {_HERE} AND proname = ANY (CAST($3 AS TEXT[]))
+    AND pronargs = 1 AND proargtypes[0] = CAST('text' AS REGTYPE)
+ORDER BY name"""  # noqa: S608
 
 _INDEX = re.compile(r"(?m)^CREATE (?:UNIQUE )?INDEX (\w+)[^;]*")
 _TABLE = re.compile(r"(?ms)^CREATE TABLE (\w+) \((.*?)^\);")
@@ -66,9 +74,12 @@ async def problem(connection: Any) -> str | None:
     except StorageError as error:
         return str(error)
     if current == 0:
-        names = [*tables(), *indexes(), *_FUNCTION.findall(_read_all())]
-        if others := [row[0] for row in await connection.fetch(_TAKEN, names)]:
-            return describe_others(others)
+        names = [*tables(), *indexes()], tables(), _FUNCTION.findall(_read_all())
+        taken = [row[0] for row in await connection.fetch(_TAKEN, *names)]
+        if taken and set(tables()).issubset(taken):
+            return f"schema_version is missing beside genhook's own tables: {RESTORE}"
+        if taken:
+            return describe_others(taken)
     return describe_problem(current, latest())
 
 

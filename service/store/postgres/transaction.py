@@ -11,6 +11,8 @@ import msgspec
 from service.store.database import AfterCommit, Row
 from service.store.postgres.connection import Pool
 from service.store.postgres.statements import DIALECT, statements
+from service.store.shards import NONE
+from service.store.writes import write_trial
 
 # Two schemas of a database have different names.
 _LOCK_NAMES = """
@@ -19,8 +21,6 @@ FROM unnest(CAST($1 AS TEXT[])) name"""
 # A transaction's number, if it has written; and how one with a number has ended.
 _NUMBER = "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)"
 _STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
-# Writes to the log of the server (WAL), and nothing else.
-_MARK = "SELECT pg_logical_emit_message(TRUE, 'genhook', '')"
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
 BATCH_CHARGE_MAX = 5_000  # That a batch may charge for, if it has several items.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -200,7 +200,7 @@ async def was_committed(pool: Pool, number: str | None) -> bool:
         except asyncpg.InvalidParameterValueError:  # A new primary that never got the transaction.
             return False
         if status == "committed":
-            await connection.execute(_MARK)
+            await write_trial(Transaction(connection, 0, NONE))
     if status == "in progress":
         raise TimeoutError
     return bool(status == "committed")

@@ -33,8 +33,9 @@ def version(connection: sqlite3.Connection) -> int:
 
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
-    current = version(connection)
+    # In this order: another process may make the tables in between.
     names = {name for (name,) in connection.execute(_TABLES)}
+    current = version(connection)
     if names and (current == 0 or names.isdisjoint(_OURS)):  # Others number their files, too.
         return "the database has tables of another program, and none of genhook"
     return describe_problem(current, latest())
