@@ -45,6 +45,7 @@ PARAMETERS_MAX = 100
 _SAFE = ("GET", "HEAD")
 _TOO_MUCH = "asks for a search that looks at too much"
 _WITH_KEY = "Repeat it with the same Idempotency-Key."
+_EARLIER_TRY = "An earlier try with this key may have: repeat it with the same Idempotency-Key."
 _WITHOUT_KEY = "A repeat is safe only with the Idempotency-Key of the first try; this had none."
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # Bytes that are not UTF-8, as `surrogateescape` has them.
 _KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
@@ -80,6 +81,7 @@ async def _not_found(_request: Request) -> Answer:
 
 async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Answer:
     operation = by_method["GET" if request.method == "HEAD" else request.method]
+    request.state.operation = operation
     key = await _authenticate(operation, parts, request)
     call = Call(
         parts=parts,
@@ -97,7 +99,7 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     if not operation.reads_body and call.body:
         call.decode(NoFields)
         call = msgspec.structs.replace(call, body=b"")
-    request.state.operation = operation  # From now on something may be stored.
+    request.state.has_begun = True  # From now on something may be stored.
     result = await _run(call, operation)
     if operation.audit:
         _log_act(call, operation, result)
@@ -176,9 +178,10 @@ async def _refuse(request: Request, error: Exception) -> Answer:
 def _answer_storage(request: Request, error: StorageError) -> Problem:
     """503: say whether the request is surely not stored, or may be: a repeat might be paid twice.
 
-    If something else than the unit to store was refused, that is not known.
+    What this try did says nothing of an earlier one with its Idempotency-Key.
     """
-    path, operation = request.scope["path"], request.scope["state"].get("operation")
+    path, state = request.scope["path"], request.scope["state"]
+    operation: Operation = state["operation"]
     is_busy = isinstance(error, StorageBusyError)
     reason = error if is_busy else "the database failed"
     is_read = request.method in _SAFE
@@ -187,11 +190,13 @@ def _answer_storage(request: Request, error: StorageError) -> Problem:
         _log.error(event, path=path, error=str(error))
     if is_read:
         return unavailable(f"The answer could not be read: {reason}. Try again.")
-    if operation is None or isinstance(error, UnstoredError):
+    is_keyed = operation.creates and "idempotency-key" in request.headers
+    if not state.get("has_begun") or isinstance(error, UnstoredError):
+        if is_keyed:
+            return unavailable(f"This try stored nothing: {reason}. {_EARLIER_TRY}")
         return unavailable(f"Nothing was stored: {reason}. Try again.")
     advice = "Look whether it was before you repeat it."
     if operation.creates:
-        is_keyed = "idempotency-key" in request.headers
         advice = _WITH_KEY if is_keyed else f"{advice} {_WITHOUT_KEY}"
     return unavailable(f"The request may have been stored: {reason}. {advice}")
 
