@@ -191,7 +191,8 @@ def _answer_storage(request: Request, error: StorageError) -> Problem:
     if is_read:
         return unavailable(f"The answer could not be read: {reason}. Try again.")
     is_keyed = operation.creates and "idempotency-key" in request.headers
-    if not state.get("has_begun") or isinstance(error, UnstoredError):
+    is_refused = isinstance(error, UnstoredError) and operation.is_one_unit
+    if is_refused or not state.get("has_begun"):
         if is_keyed:
             return unavailable(f"This try stored nothing: {reason}. {_EARLIER_TRY}")
         return unavailable(f"Nothing was stored: {reason}. Try again.")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import structlog
 
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import StorageBusyError, StorageError, UnstoredError
 from service.store import subscribers, write_queue, writes
 from service.telemetry import metrics
 from tests.faults import rows
@@ -232,6 +232,21 @@ async def test_a_test_that_was_sent_and_cannot_be_recorded_is_not_said_to_be_not
         answer = await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
         assert answer.status_code == 503
         assert answer.json()["detail"].startswith("The request may have been stored: the queue")
+
+
+async def test_a_tick_with_a_step_that_is_refused_is_not_said_to_have_stored_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop_after_a_step(_seconds: float) -> None:
+        raise UnstoredError("the queue in front of the database is full")
+
+    async with opened(tmp_path) as world:
+        monkeypatch.setattr(world.app.worker, "tick", stop_after_a_step)
+        answer = await world.client.post("/v1/tick")
+        assert answer.json()["detail"] == (
+            "The request may have been stored: the queue in front of the database is full. "
+            "Look whether it was before you repeat it."
+        )
 
 
 async def submissions(world: Harness) -> Any:
