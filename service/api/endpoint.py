@@ -264,6 +264,9 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
         shown = name[:64].encode(errors="replace").decode()
         known = "metadata." if name.startswith("metadata.") else name
+        if not name:
+            detail, message = "A query parameter has no name.", "has a parameter without a name"
+            raise Problem(400, "invalid_query", detail, [FieldError("?", message)])
         if known not in operation.query:
             raise bad_query(shown, "is unknown")
         if name in query:
