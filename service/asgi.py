@@ -17,7 +17,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from service.api import asgi
-from service.api.problem import unavailable
+from service.api.problem import not_started
 from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.settings import Settings, read_settings
@@ -55,8 +55,7 @@ class Entry:
                     _log.warning("start.without_lifespan", see="docs/deploying.md")
             except Exception as error:  # noqa: BLE001  logged; the next request tries it again
                 _log.error("start.failed", error=str(error))
-                problem = unavailable("The service could not start.")
-                await asgi.refuse(scope, send, problem, now_ms())
+                await asgi.refuse(scope, send, not_started(), now_ms())
             else:
                 await app(_without_root_path(scope), receive, send)
 

@@ -18,7 +18,7 @@ from mangum.types import LambdaContext
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api import asgi
-from service.api.problem import Problem, unavailable
+from service.api.problem import Problem, not_started
 from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.model.errors import SettingsError, StorageError
@@ -106,7 +106,7 @@ class Function:
             app = await self._start()
         except StorageError as error:
             _log.error("start.failed", error=str(error))
-            await asgi.refuse(scope, send, unavailable("The service could not start."), now_ms())
+            await asgi.refuse(scope, send, not_started(), now_ms())
             return
         try:
             await app(scope, receive, send)

@@ -258,4 +258,6 @@ def _has_lone_surrogate(body: bytes) -> bool:
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
+    except RecursionError:
+        return False
     return False

@@ -43,8 +43,9 @@ from service.telemetry import log
 
 PARAMETERS_MAX = 100
 _SAFE = ("GET", "HEAD")
-_TOO_MUCH = "asks for a search that looks at too much"
+_TOO_MUCH = "looks at too much"  # The details hold the messages: no client has to show both.
 _WITH_KEY = "Repeat it with the same Idempotency-Key."
+_EARLIER_TRY = "An earlier try with this key may have: repeat it with the same Idempotency-Key."
 _WITHOUT_KEY = "A repeat is safe only with the Idempotency-Key of the first try; this had none."
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # Bytes that are not UTF-8, as `surrogateescape` has them.
 _KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
@@ -80,6 +81,7 @@ async def _not_found(_request: Request) -> Answer:
 
 async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Answer:
     operation = by_method["GET" if request.method == "HEAD" else request.method]
+    request.state.operation = operation
     key = await _authenticate(operation, parts, request)
     call = Call(
         parts=parts,
@@ -97,7 +99,7 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     if not operation.reads_body and call.body:
         call.decode(NoFields)
         call = msgspec.structs.replace(call, body=b"")
-    request.state.operation = operation  # From now on something may be stored.
+    request.state.has_begun = True  # From now on something may be stored.
     result = await _run(call, operation)
     if operation.audit:
         _log_act(call, operation, result)
@@ -176,9 +178,10 @@ async def _refuse(request: Request, error: Exception) -> Answer:
 def _answer_storage(request: Request, error: StorageError) -> Problem:
     """503: say whether the request is surely not stored, or may be: a repeat might be paid twice.
 
-    If something else than the unit to store was refused, that is not known.
+    What this try did says nothing of an earlier one with its Idempotency-Key.
     """
-    path, operation = request.scope["path"], request.scope["state"].get("operation")
+    path, state = request.scope["path"], request.scope["state"]
+    operation: Operation = state["operation"]
     is_busy = isinstance(error, StorageBusyError)
     reason = error if is_busy else "the database failed"
     is_read = request.method in _SAFE
@@ -187,11 +190,14 @@ def _answer_storage(request: Request, error: StorageError) -> Problem:
         _log.error(event, path=path, error=str(error))
     if is_read:
         return unavailable(f"The answer could not be read: {reason}. Try again.")
-    if operation is None or isinstance(error, UnstoredError):
+    is_keyed = operation.creates and "idempotency-key" in request.headers
+    is_refused = isinstance(error, UnstoredError) and operation.is_one_unit
+    if is_refused or not state.get("has_begun"):
+        if is_keyed:
+            return unavailable(f"This try stored nothing: {reason}. {_EARLIER_TRY}")
         return unavailable(f"Nothing was stored: {reason}. Try again.")
     advice = "Look whether it was before you repeat it."
     if operation.creates:
-        is_keyed = "idempotency-key" in request.headers
         advice = _WITH_KEY if is_keyed else f"{advice} {_WITHOUT_KEY}"
     return unavailable(f"The request may have been stored: {reason}. {advice}")
 
@@ -253,11 +259,14 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
         return query  # Probes and browsers may append parameters of their own.
     text = request.scope["query_string"].decode(errors="surrogateescape")
     if text.count("&") >= PARAMETERS_MAX:
-        detail = f"There are more than {PARAMETERS_MAX} parameters."
-        raise Problem(400, "invalid_query", detail, [FieldError("?", "has too many parameters")])
+        message = f"are more than {PARAMETERS_MAX} parameters"
+        raise Problem(400, "invalid_query", f"There {message}.", [FieldError("?", message)])
     for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
         shown = name[:64].encode(errors="replace").decode()
         known = "metadata." if name.startswith("metadata.") else name
+        if not name:
+            detail, message = "A query parameter has no name.", "has a parameter without a name"
+            raise Problem(400, "invalid_query", detail, [FieldError("?", message)])
         if known not in operation.query:
             raise bad_query(shown, "is unknown")
         if name in query:

@@ -103,6 +103,8 @@ secret_unreadable = partial(
 )
 # The database is full, busy or gone.
 unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
+# The service does not run, so the request can have stored nothing.
+not_started = partial(unavailable, "Nothing was stored: the service could not start.")
 # The process stops; the client has to repeat a request that it has not answered.
 stopping = partial(
     Problem,

@@ -49,6 +49,14 @@ class Operation(NamedTuple):
     audit: str = ""
     audit_again: str = ""
 
+    @property
+    def is_one_unit(self) -> bool:
+        """Whether a change is one unit of work, so that nothing is stored if that is refused.
+
+        A POST that creates nothing may make several, such as a tick, and sends what they store.
+        """
+        return bool(self.unit or self.creates) or self.method != "POST"
+
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id", "generation_id"}

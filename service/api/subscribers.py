@@ -261,7 +261,8 @@ async def test(call: Call) -> Answer:
     try:
         tested = await send_test(call.parts.dispatcher, subscriber)
     except SenderClosed as error:
-        raise unavailable("The service stops. The test may have been sent.") from error
+        detail = "The request may have been stored: the service stops. The test may have been sent."
+        raise unavailable(detail) from error
     if tested is None:
         raise not_found("subscriber")
     if isinstance(tested, int):

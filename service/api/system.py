@@ -95,5 +95,5 @@ async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
     if refusal := call.parts.ownership.refusal:
-        raise unavailable(f"No tick can run here: {refusal}.")
+        raise unavailable(f"Nothing was stored: no tick can run here, since {refusal}.")
     return answer(await call.parts.tick(seconds))

@@ -60,6 +60,12 @@ class Reply(msgspec.Struct, frozen=True):
         """Whether the first request with the same `Idempotency-Key` still runs."""
         return self.status == 409 and self.content["code"] == "idempotency_key_in_use"
 
+    @property
+    def needs_repeat(self) -> bool:
+        """Whether only a repeat with the same `Idempotency-Key` tells what became of a request."""
+        is_unknown = self.status == 503 and "Idempotency-Key" in self.content["detail"]
+        return is_unknown or self.is_running
+
 
 async def send(
     api: ASGIApp, call: ApiCall, headers: Mapping[str, str], state: Mapping[str, Any]

@@ -66,6 +66,7 @@ class Visit:
         self.shown_at = self.path
         self.filter_names: tuple[str, ...] = ()
         self.wrong: dict[str, str] = {}  # What is wrong with fields of the page's form, by name.
+        self.repeat: Form = {}  # The form that was sent, if the page offers to send it again.
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
         self.now = site.context.clock()
@@ -220,6 +221,8 @@ class Visit:
                 break
             await wait_for(context.stopping, seconds)
             reply = await self.send(call, headers)
+        if headers and reply.needs_repeat:
+            self.repeat = form
         return reply
 
     def show_call(self, call: ApiCall) -> str:

@@ -9,7 +9,6 @@ from service.delivery.dispatch import Dispatcher
 from service.delivery.lanes import Lane
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
-from service.model.errors import StorageBusyError, UnstoredError
 from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
@@ -98,10 +97,7 @@ async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, 
     # A test is over after one attempt, even where a delivery would be retried.
     status = "delivered" if result.record.status == "delivered" else "dead"
     record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
-    try:
-        await database.write(deliveries.insert_ended, due, record, tenant=tenant)
-    except UnstoredError as error:  # But the event is stored, and was sent.
-        raise StorageBusyError(str(error)) from error
+    await database.write(deliveries.insert_ended, due, record, tenant=tenant)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
     return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}

@@ -187,8 +187,10 @@ class Batch:
                 # Upstream repeats a secret of ours, such as the callback URL: that names no task,
                 # and subscribers see task ids.
                 changes["task_id"] = before.task_id
-            # A task id proves that upstream has the submission, wherever the id comes from.
+            # A task id proves that upstream has the submission, wherever the id comes from, and
+            # whatever became of the task.
             changes |= submission_changes(before, "taken")
+            changes["submitted_at"] = before.submitted_at or self.now
         after = msgspec.structs.replace(before, **changes)
         assert after.status == before.status or before.can_become(after.status)
         self.generations[generation_id] = after

@@ -120,7 +120,7 @@ class Queue:
             self.is_stalled |= any(item.ends_at >= self._ended_at + WAIT_SECONDS for item in late)
         for item in dropped:
             item.resolve(UnstoredError(STALLED))
-        for item in late:
+        for item in self._refused:
             item.resolve(StorageBusyError(STALLED))
         self._release(dropped)
         items = (*self._committing, *self._waiting)

@@ -339,7 +339,9 @@ async def test_too_many_query_parameters_are_refused_as_the_whole_query(world: H
     answer = await world.client.get(f"/v1/generations?{query}")
     assert breaches(answer) == []
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query")
-    assert [error["pointer"] for error in answer.json()["errors"]] == ["?"]
+    [error] = answer.json()["errors"]
+    assert error["pointer"] == "?"
+    assert error["message"] in answer.json()["detail"], "else the command line shows both"
 
 
 @pytest.mark.parametrize(("method", "pointer"), [("GET", "?"), ("POST", "")])
@@ -357,7 +359,9 @@ async def test_a_search_that_takes_too_long_is_refused_as_a_whole(
     answer = await world.client.request(method, path, json=body)
     assert breaches(answer) == []
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query")
-    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    [error] = answer.json()["errors"]
+    assert error["pointer"] == pointer
+    assert error["message"] in answer.json()["detail"], "else the command line shows both"
 
 
 async def test_every_text_that_metadata_may_have_can_be_searched(world: Harness) -> None:

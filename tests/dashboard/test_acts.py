@@ -3,7 +3,7 @@
 import asyncio
 import re
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import msgspec
@@ -15,10 +15,12 @@ from service.context import wait_for
 from service.dashboard import visit
 from service.dashboard.calls import ApiCall
 from service.dashboard.models import _parse
+from service.model.errors import StorageError
 from tests.contract.scenes import populate
 from tests.dashboard.browser import Browser, commands, policy_of, text_of, token_of
 from tests.harness import SUBSCRIBER_URL, Harness
 
+FORM = re.compile(r'<form[^>]* action="([^"]+/create)">(.*?)</form>', re.DOTALL)
 CONFIRM = re.compile(r'name="once" value="([0-9a-f]+)"')
 
 
@@ -139,6 +141,29 @@ async def test_of_two_equal_forms_the_second_waits_and_shows_the_same_key(
     assert second.status_code == 200
     assert len(keys[0]) == 1
     assert keys[0] == keys[1]
+    assert len((await world.get("/v1/keys"))["data"]) == 1
+
+
+async def test_a_form_of_which_nobody_knows_whether_it_was_done_is_sent_again_and_done_once(
+    world: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = world.app.database.write
+
+    async def lose_answer(*args: Any, **options: Any) -> NoReturn:
+        await write(*args, **options)
+        raise StorageError("The connection was lost.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.app.database, "write", lose_answer)
+        page = await browser.post("/keys/create", name="shop", scopes="read", once="c0ffee")
+    assert page.status_code == 503
+    assert "Go back" not in text_of(page), "its form has another key"
+    [(path, form)] = FORM.findall(page.text)
+    assert urljoin(str(page.url), path) == str(page.url)
+    fields = dict(re.findall(r'name="([^"]+)" value="([^"]*)"', form))
+    again = await browser.post("/keys/create", **fields)
+    assert again.status_code == 200
+    assert "ghk_" in text_of(again)
     assert len((await world.get("/v1/keys"))["data"]) == 1
 
 

@@ -12,6 +12,7 @@ from tests.harness import Harness, create_answer, opened, success_report
 
 SYNCHRONOUS = {"code": 200, "data": {"status": "completed", "output": {"image_urls": ["/1.png"]}}}
 FAILED = {"code": 200, "data": {"status": "failed", "error": "no luck"}}
+FAILED_TASK = {"code": 200, "data": {"task_id": "task1", "status": "failed", "error": "no luck"}}
 BODY = {"model": "imagen4", "input": {"prompt": "a large harbour"}}
 BUSY = httpx.Response(429, headers={"retry-after": "2"})
 
@@ -63,6 +64,14 @@ async def poll_after_a_lost_answer(world: Harness) -> None:
     await world.run()
 
 
+async def poll_a_failure_after_a_lost_answer(world: Harness) -> None:
+    world.upstream.create_replies.append(httpx.ReadTimeout("no answer"))
+    await world.generate()
+    world.upstream.fail("task1")
+    await world.call_back({"data": {"task_id": "task1", "status": "completed"}})
+    await world.run()
+
+
 async def call_back(world: Harness) -> None:
     await world.generate()
     await world.call_back()
@@ -107,6 +116,7 @@ ENDS: dict[Callable[[Harness], Awaitable[None]], tuple[str, bool]] = {
     answer_with_the_task_of_another: ("failed", False),
     poll: ("succeeded", True),
     poll_after_a_lost_answer: ("succeeded", True),
+    poll_a_failure_after_a_lost_answer: ("failed", True),
     call_back: ("succeeded", True),
     call_back_after_a_lost_answer: ("succeeded", True),
     cancel: ("canceled", True),
@@ -137,8 +147,9 @@ async def test_the_event_of_a_submission_shows_what_a_get_answers_after_it(tmp_p
         assert event["data"]["submitted_at"] == event["timestamp"]
 
 
+@pytest.mark.parametrize("report", [success_report("task1"), SYNCHRONOUS, FAILED_TASK])
 async def test_an_end_before_the_answer_to_the_submission_is_also_when_it_was_submitted(
-    tmp_path: Path,
+    tmp_path: Path, report: dict[str, Any]
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         delayed = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
@@ -150,14 +161,14 @@ async def test_an_end_before_the_answer_to_the_submission_is_also_when_it_was_su
         )
         await delayed.requested.wait()
         world.clock.advance(5)
-        await world.call_back(success_report("task1"))
+        await world.call_back(report)
         event = await latest(world)
         assert event["data"]["submitted_at"] == event["data"]["completed_at"]
         world.clock.advance(5)
         delayed.release()
         await world.app.worker.submitter.settle()
         after = await world.get(f"/v1/generations/{generation.json()['id']}")
-        assert after == event["data"]
+        assert after == event["data"] | {"task_id": "task1"}
 
 
 async def test_two_events_of_one_commit_show_the_generation_each_at_its_own_time(

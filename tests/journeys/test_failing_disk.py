@@ -11,7 +11,7 @@ import httpx
 import pytest
 import structlog
 
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import StorageBusyError, StorageError, UnstoredError
 from service.store import subscribers, write_queue, writes
 from service.telemetry import metrics
 from tests.faults import rows
@@ -151,6 +151,26 @@ async def test_who_is_refused_while_the_disk_hangs_is_told_that_nothing_was_stor
         assert len(await submissions(world)) == 1
 
 
+async def test_a_try_that_stored_nothing_does_not_say_so_of_an_earlier_try_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        world.client.headers["idempotency-key"] = "order-7"
+        async with stalled_disk(world, monkeypatch):
+            first = await world.client.post("/v1/generations", json=NEW)
+            second = await world.client.post("/v1/generations", json=NEW)
+        assert first.json()["detail"].startswith("The request may have been stored: ")
+        assert (second.status_code, second.json()["code"]) == (503, "storage_unavailable")
+        assert second.json()["detail"] == (
+            "This try stored nothing: the database did not commit in time. "
+            "An earlier try with this key may have: repeat it with the same Idempotency-Key."
+        )
+        third = await world.client.post("/v1/generations", json=NEW)
+        assert third.headers["idempotency-replayed"] == "true"
+        await world.run(2)
+        assert len(world.upstream.creates) == 1
+
+
 async def fail(*_args: object, **_options: object) -> Any:
     raise StorageError("disk I/O error")
 
@@ -176,11 +196,13 @@ async def test_a_read_that_fails_is_not_said_to_be_about_storing(
 async def test_a_request_whose_key_cannot_be_looked_up_has_stored_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(tmp_path) as world:
-        async with world.new_client("ghk_" + "b" * 40) as client:
-            monkeypatch.setattr(world.app.database, "read", fail)
-            answer = await client.post("/v1/generations", json=NEW)
+    async with opened(tmp_path) as world, world.new_client("ghk_" + "b" * 40) as client:
+        monkeypatch.setattr(world.app.database, "read", fail)
+        answer = await client.post("/v1/generations", json=NEW)
         assert answer.json()["detail"] == "Nothing was stored: the database failed. Try again."
+        keyed = {"idempotency-key": "order-7"}
+        answer = await client.post("/v1/generations", json=NEW, headers=keyed)
+        assert answer.json()["detail"].startswith("This try stored nothing: the database fail")
 
 
 async def test_a_deletion_whose_commit_fails_may_have_been_stored(
@@ -210,6 +232,21 @@ async def test_a_test_that_was_sent_and_cannot_be_recorded_is_not_said_to_be_not
         answer = await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
         assert answer.status_code == 503
         assert answer.json()["detail"].startswith("The request may have been stored: the queue")
+
+
+async def test_a_tick_with_a_step_that_is_refused_is_not_said_to_have_stored_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop_after_a_step(_seconds: float) -> None:
+        raise UnstoredError("the queue in front of the database is full")
+
+    async with opened(tmp_path) as world:
+        monkeypatch.setattr(world.app.worker, "tick", stop_after_a_step)
+        answer = await world.client.post("/v1/tick")
+        assert answer.json()["detail"] == (
+            "The request may have been stored: the queue in front of the database is full. "
+            "Look whether it was before you repeat it."
+        )
 
 
 async def submissions(world: Harness) -> Any:
