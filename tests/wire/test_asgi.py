@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -189,6 +190,34 @@ async def test_two_lifespans_share_it_until_the_last_one_ends(app: "Entry") -> N
         assert first.worker.problem is None
 
 
+async def test_lifespans_overlap_from_the_start(app: "Entry") -> None:
+    async def use() -> None:
+        async with app.lifespan():
+            pass
+
+    await asyncio.gather(use(), use())
+    assert not app._runs
+
+
+async def test_a_lifespan_that_is_cancelled_during_the_start_stops_it(
+    app: "Entry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_app: App) -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(App, "start", hang)
+    opening = asyncio.create_task(app.lifespan().__aenter__())
+    await begun.wait()
+    [run] = app._runs.values()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert (run.keeper.done(), app._runs) == (True, {})
+
+
 async def test_requests_that_come_first_start_it_once(app: "Entry") -> None:
     assert await asyncio.gather(*(status(app) for _ in range(5))) == [200] * 5
     assert len(app._runs) == 1
@@ -301,3 +330,21 @@ async def test_a_start_that_fails_is_said_and_tried_again(
         assert await status(app) == 503
     async with lifespan(app):
         assert await status(app) == 200
+
+
+async def test_a_server_without_a_lifespan_is_warned_of_after_a_start_that_failed(
+    app: "Entry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_database: Database) -> None:
+        raise StorageError("cannot open genhook.db: disk I/O error")
+
+    log = Mock()
+    monkeypatch.setattr("service.asgi._log", log)
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "open", fail)
+        assert await status(app) == 503
+    log.warning.assert_not_called()
+    for _ in range(2):
+        assert await status(app) == 200
+    log.warning.assert_called_once_with("start.without_lifespan", see="docs/deploying.md")
+    await app.stop()
