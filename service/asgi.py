@@ -78,12 +78,8 @@ class Entry:
             if not run.lifespans and self._runs.get(asyncio.get_running_loop()) is run:
                 await self.stop()
 
-    async def start(self) -> App:
-        """Return the service of this event loop, started; raise the error of a failed start."""
-        return await asyncio.shield(self._begin().start)
-
     def _begin(self) -> _Run:
-        """Return the run of this event loop, which begins unless it has."""
+        """Return the run of this event loop, which begins unless it has; a failed one anew."""
         loop = asyncio.get_running_loop()
         run = self._runs.get(loop)
         if run is None or (run.start.done() and _has_failed(run.start)):
