@@ -33,6 +33,7 @@ class _Run(msgspec.Struct, eq=False):
     start: asyncio.Future[App]
     keeper: asyncio.Task[None]  # Cancelling it stops the service.
     lifespans: int = 0
+    is_warned_of: bool = False  # Having served a request without any.
 
 
 class Entry:
@@ -48,15 +49,16 @@ class Entry:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            is_first = asyncio.get_running_loop() not in self._runs
+            run = self._begin()
             try:
-                app = await self.start()
-                if is_first:
-                    _log.warning("start.without_lifespan", see="docs/deploying.md")
+                app = await asyncio.shield(run.start)
             except Exception as error:  # noqa: BLE001  logged; the next request tries it again
                 _log.error("start.failed", error=str(error))
                 await asgi.refuse(scope, send, not_started(), now_ms())
             else:
+                if not (run.lifespans or run.is_warned_of):
+                    run.is_warned_of = True
+                    _log.warning("start.without_lifespan", see="docs/deploying.md")
                 await app(_without_root_path(scope), receive, send)
 
     @asynccontextmanager
@@ -65,18 +67,18 @@ class Entry:
 
         Several may overlap: the service stops with the last one.
         """
-        await self.start()
-        run = self._runs[asyncio.get_running_loop()]
+        run = self._begin()
         run.lifespans += 1
         try:
+            await asyncio.shield(run.start)
             yield
         finally:
             run.lifespans -= 1
-            if not run.lifespans:
+            if not run.lifespans and self._runs.get(asyncio.get_running_loop()) is run:
                 await self.stop()
 
-    async def start(self) -> App:
-        """Return the service of this event loop, started; raise the error of a failed start."""
+    def _begin(self) -> _Run:
+        """Return the run of this event loop, which begins unless it has; a failed one anew."""
         loop = asyncio.get_running_loop()
         run = self._runs.get(loop)
         if run is None or (run.start.done() and _has_failed(run.start)):
@@ -85,7 +87,7 @@ class Entry:
             started: asyncio.Future[App] = loop.create_future()
             keeper = loop.create_task(self._run(started), name="service")
             run = self._runs[loop] = _Run(started, keeper)
-        return await asyncio.shield(run.start)
+        return run
 
     async def stop(self) -> None:
         """Stop the service of this event loop, if it was started."""

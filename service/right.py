@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 
 from service.context import Context, wait_for
 from service.delivery.lanes import NEVER
@@ -101,6 +102,20 @@ class Right:
         await self.submitter.settle_from_rows()
         await self.poller.settle()
         await self.session.dispatcher.settle()
+
+    async def wait(
+        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
+    ) -> None:
+        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        signals = (self.stopping, interrupt)
+        ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
+        waited = ends if task is None else [task, *ends]
+        try:
+            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def others_committed(self, shards: Collection[int]) -> bool:
         """Whether another process has committed in these shards; False beside loops, which look.

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from service.delivery.loading import held_up_until
 from service.model.clock import SECOND
@@ -61,7 +60,7 @@ class Rounds:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await self._wait(None, min(ends_at, loop.time() + seconds), requested)
+                await self._right.wait(None, min(ends_at, loop.time() + seconds), requested)
                 if self.is_over(ends_at):
                     return True  # What it has waited for.
 
@@ -133,7 +132,8 @@ class Rounds:
         settling = asyncio.create_task(self._right.settle(), name="settling of a tick")
         try:
             while True:
-                await self._wait(settling, min(ends_at, loop.time() + ROUND_SECONDS), requested)
+                look_at = min(ends_at, loop.time() + ROUND_SECONDS)
+                await self._right.wait(settling, look_at, requested)
                 is_over = requested.is_set() or self.is_over(ends_at)
                 if settling.done() or is_over or self._is_due(due_times):
                     return settling.done()
@@ -152,20 +152,6 @@ class Rounds:
         has_ended = not self._right.has_loops and any(signal.is_set() for signal in self._ends)
         return has_ended or any(at is not None and at <= now for at in times)
 
-    async def _wait(
-        self, task: asyncio.Task[Any] | None, ends_at: float, interrupt: asyncio.Event | None = None
-    ) -> None:
-        """Wait for a task or `ends_at`, for a stop, or until `interrupt` is set."""
-        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
-        signals = (self._right.stopping, interrupt)
-        ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
-        waited = ends if task is None else [task, *ends]
-        try:
-            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-
     async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
         """Run one step. At `ends_at` or a stop raise TimeoutError; the step goes on alone.
 
@@ -176,7 +162,7 @@ class Rounds:
         task = asyncio.create_task(step(now), name="step of a tick")
         self._right.steps_under_way.add(task)
         task.add_done_callback(self._drop_step)
-        await self._wait(task, ends_at)
+        await self._right.wait(task, ends_at)
         if not task.done():
             raise TimeoutError
         return task.result()

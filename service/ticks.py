@@ -45,6 +45,8 @@ class Ticks:
     def __init__(self, right: Right) -> None:
         self._right = right
         self.is_ticking = False
+        # Of the first of the ticks that have said `more`, since one said that there is none.
+        self._awaited: set[str] | None = None
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Of the requests that the drive works for.
@@ -71,50 +73,48 @@ class Ticks:
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.
 
-        Requests that are under way by then go on without the caller; after them the session ends.
+        Then wait for the submissions that were under way before, and work once more. Theirs may be
+        answers that could not be stored, which nothing retries while a platform has frozen the
+        process. The right to work is not held meanwhile. A busy process always has some under way:
+        where the time is up, `more` is for those of the first of the ticks that have said `more`.
         """
+        ends_at = asyncio.get_running_loop().time() + seconds
+        ids: set[str] = set() if self._right.has_loops else {*self._right.submitter.in_flight}
+        awaited = ids if self._awaited is None else self._awaited & ids
+        done = await self._work(ends_at)
+        try:
+            if ids and await self._settle(ids, ends_at):
+                done = _sum(done, await self._work(ends_at))
+            else:
+                done.more |= bool(awaited)
+        except StorageError:  # What the tick has done is counted all the same.
+            done.more = True
+        done.more |= self._right.context.database.is_retrying
+        self._awaited = awaited if done.more else None
+        return done
+
+    async def _settle(self, ids: Collection[str], ends_at: float) -> bool:
+        """Wait for these submissions; return whether they have ended before `ends_at`."""
+        settling = asyncio.create_task(
+            self._right.submitter.settle(ids), name="submissions of a tick"
+        )
+        try:
+            await self._right.wait(settling, ends_at)
+            return settling.done() and asyncio.get_running_loop().time() < ends_at
+        finally:
+            settling.cancel()
+
+    async def _work(self, ends_at: float) -> WorkCounts:
+        """Do due work. What is under way by the end goes on; after it the session ends."""
         if self.is_ticking:
             return WorkCounts(more=True)
         self.is_ticking = True
         try:
-            return await self._tick(asyncio.get_running_loop().time() + seconds)
+            return await self._run_rounds(ends_at)
         finally:
             self.is_ticking = False
 
-    async def _tick(self, ends_at: float) -> WorkCounts:
-        """Do due work, wait for the submissions that were under way before, and work once more.
-
-        Theirs may be answers that could not be stored, which nothing retries while a platform has
-        frozen the process. The right to work is not held meanwhile. Those that have begun since are
-        for the next tick: a busy process always has one under way.
-        """
-        under_way = {*self._right.submitter.in_flight}
-        done = await self._work(ends_at)
-        if not under_way.isdisjoint(self._right.submitter.in_flight):
-            if await self._settle(under_way, ends_at):
-                done = _sum(done, await self._work(ends_at))
-            else:
-                done.more = True
-        done.more |= self._right.context.database.is_retrying
-        return done
-
-    async def _settle(self, ids: Collection[str], ends_at: float) -> bool:
-        """Wait for these submissions until `ends_at` or a stop; return whether they have ended."""
-        settling = asyncio.create_task(
-            self._right.submitter.settle(ids), name="submissions of a tick"
-        )
-        stop = asyncio.create_task(self._right.stopping.wait())
-        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
-        try:
-            await asyncio.wait(
-                (settling, stop), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            return settling.done()
-        finally:
-            settling.cancel()
-            stop.cancel()
-
-    async def _work(self, ends_at: float) -> WorkCounts:
+    async def _run_rounds(self, ends_at: float) -> WorkCounts:
         async with self._right.hold(lambda: ALL, self._look_again) as session:
             if session is None:
                 return WorkCounts(more=True)

@@ -86,7 +86,7 @@ def test_too_few_are_shared_between_both_directions_and_logged(
     ("start", "incoming"),
     [
         ("from service.cli import main; main.main(['tick', '--seconds', '0.01'])", 0),
-        ("from service.asgi import app; asyncio.run(app.start())", 16),
+        ("from service.asgi import app; asyncio.run(app.lifespan().__aenter__())", 16),
         ("from service.serverless import handler as h; h._loop.run_until_complete(h._start())", 0),
         (RUN_NO_WORK, 16),
     ],

@@ -11,12 +11,10 @@ import httpx
 import pytest
 
 from service.delivery.target import Answer
-from service.generations import send, submit
 from service.generations.answers import Answers
 from service.model.errors import StorageError
 from service.session import Session
-from service.store import writes
-from tests.faults import DelayedAnswer, rows, status_of, storage_failure
+from tests.faults import DelayedAnswer, rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 from tests.journeys.gates import Gate, count_calls, deliveries, queue_answers
 from tests.journeys.test_sessions import another_process
@@ -192,120 +190,3 @@ async def test_a_tick_says_that_there_is_more_where_an_answer_could_not_be_store
         assert (second.polled, second.more) == (1, False)
         [row] = await rows(world, "SELECT status FROM generations")
         assert row["status"] == "succeeded"
-
-
-def fail_until_healed(monkeypatch: pytest.MonkeyPatch, module: Any, *units: str) -> asyncio.Event:
-    """Let the database fail in these units until the event is set."""
-    healed = asyncio.Event()
-
-    def failing(unit: Any) -> Any:
-        async def run(*args: Any) -> Any:
-            if not healed.is_set():
-                raise storage_failure()
-            return await unit(*args)
-
-        return run
-
-    monkeypatch.setattr(writes, "RETRY_SECONDS", 0.01)
-    for name in units:
-        monkeypatch.setattr(module, name, failing(getattr(module, name)))
-    return healed
-
-
-async def until_it_waits(world: Harness) -> None:
-    """Let a tick do what is due, until it waits for submissions."""
-    async with asyncio.timeout(45):
-        while all(task.get_name() != "submissions of a tick" for task in asyncio.all_tasks()):
-            await world.get("/v1/events")
-
-
-async def test_a_tick_waits_for_an_answer_to_a_client_that_could_not_be_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
-        await until_nothing_is_due(world)
-        await world.subscribe(SUBSCRIBER_URL, **ONE)
-        healed = fail_until_healed(monkeypatch, send, "_record")
-        await world.generate()
-        assert (await world.app.worker.tick(0.1)).more
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        await until_it_waits(world)
-        healed.set()
-        done = await tick
-        assert (done.attempted, done.more) == (1, False)
-        [row] = await rows(world, "SELECT submission FROM generations")
-        assert row["submission"] == "taken"
-
-
-async def test_a_tick_waits_for_what_undoes_a_generation_that_could_not_be_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await until_nothing_is_due(world)
-        healed = fail_until_healed(monkeypatch, submit, "store_new", "_put_back")
-        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
-        assert (await world.client.post("/v1/generations", json=body)).status_code == 503
-        assert (await world.app.worker.tick(0.1)).more
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        await until_it_waits(world)
-        healed.set()
-        assert not (await tick).more
-        assert world.app.worker.submitter.places.taken == 0
-
-
-async def test_a_tick_waits_for_the_submissions_under_way_and_not_for_those_that_come_meanwhile(
-    tmp_path: Path,
-) -> None:
-    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
-        await until_nothing_is_due(world)
-        delayed = [DelayedAnswer(httpx.Response(200, json=create_answer(f"t{i}"))) for i in (1, 2)]
-        world.upstream.create_replies.extend(each.reply for each in delayed)
-        first = await world.generate()
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        await until_it_waits(world)
-        await world.generate()
-        await delayed[1].requested.wait()
-        delayed[0].release()
-        assert not (await tick).more
-        assert await status_of(world, first["id"]) == "processing"
-        assert (await world.app.worker.tick(0.1)).more
-        delayed[1].release()
-        assert not (await world.app.worker.tick(60)).more
-
-
-async def test_a_tick_says_that_there_is_more_where_an_answer_that_came_meanwhile_is_not_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
-        await until_nothing_is_due(world)
-        delayed = DelayedAnswer(httpx.Response(200, json=create_answer("task0")))
-        world.upstream.create_replies.append(delayed.reply)
-        await world.generate()
-        tick = asyncio.create_task(world.app.worker.tick(60))
-        await until_it_waits(world)
-        with monkeypatch.context() as patched:
-            healed = fail_until_healed(patched, send, "_record")
-            await world.generate()
-            async with asyncio.timeout(45):
-                while not world.app.database.is_retrying:
-                    await world.get("/v1/events")
-        delayed.release()
-        assert (await tick).more
-        healed.set()
-        await until_nothing_is_due(world)
-        stored = await rows(world, "SELECT submission FROM generations")
-        assert [row["submission"] for row in stored] == ["taken", "taken"]
-
-
-async def test_a_stop_ends_the_wait_of_a_tick(tmp_path: Path) -> None:
-    async with opened(tmp_path, submit_wait_seconds=0.01, shutdown_seconds=0) as world:
-        await until_nothing_is_due(world)
-        delayed = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
-        world.upstream.create_replies.append(delayed.reply)
-        await world.generate()
-        tick = asyncio.create_task(world.app.worker.tick(600))
-        await until_it_waits(world)
-        world.app.begin_stop()
-        async with asyncio.timeout(45):
-            assert (await tick).more
-        delayed.release()

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -189,6 +190,53 @@ async def test_a_file_that_cannot_be_looked_at_for_a_while_is_a_failing_disk(
     async with asyncio.timeout(60):
         await always
     assert await database.read(subscribers.get_revision) == before + 1
+
+
+def unidentified(path: str) -> tuple[int, int] | None:
+    if path.endswith(("-wal", "-shm")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return (0, 0)
+
+
+async def test_an_opening_that_cannot_look_at_its_files_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(str(tmp_path / "test.db"))
+    threads = {*threading.enumerate()}
+    with monkeypatch.context() as patched:
+        patched.setattr(file_module, "_identify", unidentified)
+        with pytest.raises(StorageError, match="cannot be read: Permission denied"):
+            await database.open()
+    for thread in {*threading.enumerate()} - threads:
+        thread.join(10)  # It ends just after its connection.
+        assert not thread.is_alive()
+    assert database.file.descriptor < 0
+    await database.open()
+    await database.close()
+
+
+async def test_connections_that_are_opened_anew_are_well_once_their_files_can_be_looked_at(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their log is another one by then."""
+    watch = File.watch
+
+    def fail_once(file: File) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(file_module, "_identify", unidentified)
+            monkeypatch.setattr(File, "watch", watch)
+            file.watch()
+
+    database._must_reopen = True
+    # So that the next log does not get its number.
+    Path(f"{database.path}-kept").hardlink_to(f"{database.path}-wal")  # noqa: ASYNC240
+    monkeypatch.setattr(File, "watch", fail_once)
+    with pytest.raises(StorageError, match="cannot be read: Permission denied"):
+        await database.write(bump)
+    await database.write(bump)
+    Path(f"{database.path}-wal").unlink()  # noqa: ASYNC240
+    with pytest.raises(StorageError, match="-wal was deleted"):
+        await database.write(bump)
 
 
 async def test_damage_that_a_reader_meets_is_told_and_others_are_still_stored(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -164,6 +165,10 @@ async def status(app: "Entry", path: str = "/readyz") -> int:
         return (await client.get(f"http://genhook{path}")).status_code
 
 
+async def started(app: "Entry") -> App:
+    return await app._runs[asyncio.get_running_loop()].start
+
+
 @pytest.fixture
 def app(tmp_path: Path, bare_environment: None, monkeypatch: pytest.MonkeyPatch) -> "Entry":
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", KEYS["GENHOOK_SECRET_KEYS"])
@@ -182,11 +187,39 @@ async def test_it_starts_and_stops_more_than_once(app: "Entry") -> None:
 
 async def test_two_lifespans_share_it_until_the_last_one_ends(app: "Entry") -> None:
     async with lifespan(app):
-        first = await app.start()
+        first = await started(app)
         async with lifespan(app):
-            assert await app.start() is first
+            assert await started(app) is first
         assert await status(app) == 200
         assert first.worker.problem is None
+
+
+async def test_lifespans_overlap_from_the_start(app: "Entry") -> None:
+    async def use() -> None:
+        async with app.lifespan():
+            pass
+
+    await asyncio.gather(use(), use())
+    assert not app._runs
+
+
+async def test_a_lifespan_that_is_cancelled_during_the_start_stops_it(
+    app: "Entry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_app: App) -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(App, "start", hang)
+    opening = asyncio.create_task(app.lifespan().__aenter__())
+    await begun.wait()
+    [run] = app._runs.values()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert (run.keeper.done(), app._runs) == (True, {})
 
 
 async def test_requests_that_come_first_start_it_once(app: "Entry") -> None:
@@ -202,7 +235,7 @@ def test_a_loop_that_ends_without_a_shutdown_stops_it(app: "Entry") -> None:
 
     async def serve() -> bool:
         assert await status(app) == 200
-        worker = (await app.start()).worker
+        worker = (await started(app)).worker
         async with asyncio.timeout(20):
             while not worker.ownership.is_held:
                 await status(app)
@@ -301,3 +334,21 @@ async def test_a_start_that_fails_is_said_and_tried_again(
         assert await status(app) == 503
     async with lifespan(app):
         assert await status(app) == 200
+
+
+async def test_a_server_without_a_lifespan_is_warned_of_after_a_start_that_failed(
+    app: "Entry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_database: Database) -> None:
+        raise StorageError("cannot open genhook.db: disk I/O error")
+
+    log = Mock()
+    monkeypatch.setattr("service.asgi._log", log)
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "open", fail)
+        assert await status(app) == 503
+    log.warning.assert_not_called()
+    for _ in range(2):
+        assert await status(app) == 200
+    log.warning.assert_called_once_with("start.without_lifespan", see="docs/deploying.md")
+    await app.stop()

@@ -122,7 +122,8 @@ def test_nginx_keeps_tokens_out_of_its_logs_below_any_path_and_however_they_are_
     folder.mkdir()
     stripped = {"# rewrite": "rewrite"} if path else {}
     spellings = ["callbacks", "%63allbacks", "callback%73", "callbacks%2Fapiinone", "/callbacks"]
-    spellings += ["v1/../callbacks", "%2e/callbacks", "hooks/callbacks"]
+    spellings += ["v1/../callbacks", "%2e/callbacks", "hooks/callbacks", "v1/callbacks"]
+    spellings += ["%0A/callbacks", "callbacks/%0A"]
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
         with proxied(folder, genhook.url, **stripped) as client:
             assert client.get(f"{path}/readyz").json()["status"] == "ready"
@@ -134,9 +135,12 @@ def test_nginx_keeps_tokens_out_of_its_logs_below_any_path_and_however_they_are_
                 assert client.post(url, json={}).status_code == 502
                 assert client.post(url, content=b"x" * 3_000_000).status_code == 413
             assert client.get(f"{path}/readyz").status_code == 502
+            assert client.get(f"{path}/v1/callbacks/cb_1").status_code == 502
         lines = logs(folder)
     assert lines["genhook.log"].count("POST /callbacks/... 502") == len(spellings)
     assert f"{path}/readyz" in lines["genhook-error.log"]
+    assert f"{path}/v1/callbacks/cb_1" in lines["genhook-error.log"]
+    assert "GET /v1/callbacks/cb_1 502" in lines["genhook.log"]
     assert TOKEN not in "".join(lines.values())
 
 

@@ -24,7 +24,7 @@ from service.store.sqlite.connection import (
     is_storage_fault,
     must_reopen,
 )
-from service.store.sqlite.file import File
+from service.store.sqlite.file import File, LostFileError
 from service.store.sqlite.readers import Readers
 from service.store.writes import follow_up, wait_for_end
 from service.telemetry import log
@@ -59,10 +59,12 @@ class Database(writes.Database):
         self.file.open()
         try:
             self._writer = await connect(self.path, descriptor=self.file.descriptor)
-        except BaseException:
-            self.file.close()
+            self.file.watch()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, LostFileError):
+                raise StorageError(str(error)) from error
             raise
-        self.file.watch()
         if self.file.is_new:
             _log.warning("database.created", path=self.path)
         self._readers, self._must_reopen = Readers(self.file), False
@@ -153,12 +155,12 @@ class Database(writes.Database):
         which it was opened. The right to work, a lock on the descriptor of `self.file`, stays.
         """
         self.file.require_safe()  # To go on with another file would hide the loss.
-        self._must_reopen = False
         async with self._readers.kept_closed():
             await writer.drop()
             with contextlib.suppress(sqlite3.Error):  # The commit meets the error, too.
                 await writer.apply(schema.version)
             self.file.watch()
+        self._must_reopen = False
         _log.info("database.reopened")
 
     async def _commit(self, writer: Connection, items: Sequence[Item]) -> None:

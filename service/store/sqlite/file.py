@@ -62,7 +62,11 @@ class File:
         self.descriptor = -1
 
     def watch(self) -> None:
-        """Watch the files that SQLite has opened now. LostFileError if nobody can tell them."""
+        """Watch the files that SQLite has opened now. LostFileError if nobody can tell them.
+
+        Those that it had open before are none of ours any more, even if this fails.
+        """
+        self._identities = {"": self._identities[""]}
         path = self._target = os.path.realpath(self.path)
         try:
             self._identities |= {suffix: _identify(path + suffix) for suffix in ("-wal", "-shm")}
