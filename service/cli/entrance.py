@@ -319,7 +319,7 @@ class Protocol(HttpToolsProtocol):
 
     def _close(self) -> None:
         """Close after an answer: at once only if the client has sent all that it meant to."""
-        self._outgoing.finish(self._active.response_complete)
+        self._outgoing.flush()
         if self.flow.awaited is not None or self._is_answering():
             self._linger()
         else:

@@ -49,12 +49,6 @@ class Outgoing:
                 self.written_bytes += len(first)
                 self.transport.write(first)
 
-    def finish(self, is_complete: bool) -> None:  # noqa: FBT001  uvicorn's word of an answer
-        """Write what still waits; but not the head of an answer that breaks off before its body."""
-        if is_complete:
-            self.flush()
-        self._first = b""
-
     def end(self) -> None:
         """Write nothing more: a request may not know that it was refused."""
         self._has_ended = True

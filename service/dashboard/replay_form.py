@@ -7,10 +7,11 @@ from msgspec import structs
 from starlette.responses import Response
 
 from service.dashboard.acts import ACTS, Form
+from service.dashboard.calls import ApiCall, Reply
 from service.dashboard.formats import write_field_time, write_next_minute
 from service.dashboard.subscribers import read_all
-from service.dashboard.visit import RefusedError, Visit
-from service.model.clock import DAY, rfc3339
+from service.dashboard.visit import RefusedError, Visit, name_state
+from service.model.clock import DAY, MINUTE, parse_rfc3339, rfc3339
 
 SPAN_MS = 7 * DAY  # The least time that the form offers.
 ONLY = {"dead": "dead letters", "all": "all events"}
@@ -37,26 +38,63 @@ async def run(visit: Visit, form: Form) -> Response:
     """POST /dashboard/replays/create: count and ask; once confirmed, begin the replay."""
     if form.get("edit"):
         return await _render_form(visit, form)
+    if form.get("confirmed") == "yes":
+        return await _begin(visit, form)
+    return await _ask(visit, form)
+
+
+async def _ask(visit: Visit, form: Form) -> Response:
     call = _ACT.call("", form)
-    is_confirmed = form.get("confirmed") == "yes"
-    if is_confirmed:
-        reply = await visit.send_form(call, form)
-    else:
-        reply = await visit.send(structs.replace(call, body={**call.body, "dry_run": True}))
-    if reply.status == 422 and reply.content.get("errors"):
-        errors = reply.content["errors"]
-        visit.wrong = {each["pointer"].strip("/"): each["message"] for each in errors}
-        return await _render_form(visit, form)
+    reply = await visit.send_form(
+        structs.replace(call, body={**call.body, "dry_run": True}),
+        {"once": _name_count(visit, form, call)},
+    )
     if not reply.is_success:
-        raise RefusedError(reply, BACK)
-    if is_confirmed:
-        return visit.redirect_after(_ACT.name, f"/replays/{reply.content['id']}")
+        return await _explain(visit, form, reply)
     subscriber = await visit.get(f"/v1/subscribers/{reply.content['subscriber_id']}")
-    visit.show_call(call)
-    values = {"replay": reply.content, "subscriber": subscriber, "body": call.body, "only": ONLY}
+    body = {**call.body, "until": _counted_until(call.body["until"], reply.content["created_at"])}
+    visit.show_call(structs.replace(call, body=body))
+    values = {"replay": reply.content, "subscriber": subscriber, "body": body, "only": ONLY}
     return visit.render("replay_confirm.html", 200, form=form, **values)
 
 
-async def _render_form(visit: Visit, form: Form) -> Response:
-    values = {"subscribers": await read_all(visit), "form": form, "only": ONLY}
-    return visit.render("replay_form.html", 422 if visit.wrong else 200, **values)
+def _name_count(visit: Visit, form: Form, call: ApiCall) -> str:
+    """Return the `once` of a count: more clicks make no more of them.
+
+    But the same page counts again where another form is sent from it, or after a minute.
+    """
+    once = form.get("once", "")
+    return once and once + name_state((call.body, visit.now // MINUTE))
+
+
+def _counted_until(until: str, counted_at: str) -> str:
+    """Return the end of the time that was counted: what comes later was not there to count."""
+    end = parse_rfc3339(counted_at) + 1
+    return until if parse_rfc3339(until, round_up=True) <= end else rfc3339(end)
+
+
+async def _begin(visit: Visit, form: Form) -> Response:
+    counted = {**form, "until": form.get("counted_until") or form.get("until", "")}
+    reply = await visit.send_form(_ACT.call("", counted), form)
+    if not reply.is_success:
+        return await _explain(visit, form, reply)
+    return visit.redirect_after(_ACT.name, f"/replays/{reply.content['id']}")
+
+
+async def _explain(visit: Visit, form: Form, reply: Reply) -> Response:
+    """Show the form again, and what was refused; RefusedError if the form cannot mend it."""
+    if reply.status == 422 and reply.content.get("errors"):
+        errors = reply.content["errors"]
+        visit.wrong = {each["pointer"].strip("/"): each["message"] for each in errors}
+    elif reply.status not in (404, 409):
+        raise RefusedError(reply, BACK)
+    return await _render_form(visit, form, reply)
+
+
+async def _render_form(visit: Visit, form: Form, refused: Reply | None = None) -> Response:
+    subscribers = await read_all(visit)
+    if all(each["id"] != form.get("subscriber_id") for each in subscribers):
+        form = {**form, "subscriber_id": ""}  # Else a browser would choose the first one.
+    detail = refused.content["detail"] if refused and not visit.wrong else ""
+    values = {"subscribers": subscribers, "form": form, "only": ONLY, "detail": detail}
+    return visit.render("replay_form.html", refused.status if refused else 200, **values)

@@ -53,7 +53,7 @@ DIRECTIVES = {
     "partial": Directive("while the task runs, a callback with the first result is sent"),
     "unreadable": Directive("the callback's body is not JSON"),
     "rate-limit": Directive("the first create request and the first poll are answered with 429"),
-    "lose-answer": Directive("the task is accepted, then the connection closes without an answer"),
+    "lose-answer": Directive("the task is accepted, then the connection closes amid the answer"),
     "sync": Directive("the answer to the create request has the results and no task"),
     "error": Directive("the create request is answered with this status code", 300, 599),
     "body-error": Directive(

@@ -1,14 +1,14 @@
 """The routes below /api/v1: they check key and request, create tasks and report on them."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import NoReturn
 
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from service.sandbox import models, parameters, tasks, wire, work
 from service.sandbox.misbehaviour import Misbehaviour, parse, without_marks
@@ -152,21 +152,17 @@ async def _answer(sandbox: Sandbox, task: Task) -> Response:
     if task.misbehaviour.early:
         await task.called_back.wait()
     answer = JSONResponse(wire.create_answer(task))
-    return _LostAnswer() if task.misbehaviour.lose_answer else answer
+    return _break_off(answer) if task.misbehaviour.lose_answer else answer
 
 
-class _LostAnswer(Response):
-    """An answer that never leaves.
-
-    An error right after the head makes the server close the connection before it has sent anything;
-    without a head, Starlette would answer 500. It is an httpx error, so that a client in the same
-    process sees what it would see over the network.
-    """
-
-    # ARG002: Starlette calls it so.
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await send({"type": "http.response.start", "status": self.status_code, "headers": []})
+def _break_off(answer: Response) -> Response:
+    # An error after the response head makes the server close the connection. It is an httpx error,
+    # so that a client in the same process sees what it would see over the network.
+    async def fail() -> AsyncIterator[bytes]:
+        yield b""
         raise httpx.RemoteProtocolError("the sandbox was asked to close the connection")
+
+    return StreamingResponse(fail(), headers=dict(answer.headers))
 
 
 def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:

@@ -57,8 +57,10 @@ def _find_texts(body: bytes) -> Iterator[tuple[int, int]]:
 def _text_after(escapes: int) -> re.Pattern[bytes]:
     r"""Match the rest of a text whose quotes have so many backslashes before them.
 
-    Such a backslash within it has twice as many, and two. So `\\"` ends a text, and `\"` does not.
+    A backslash within it has twice as many, and two; a quote within it has one less. So `\\"` ends
+    a text, and `\"` does not. Any other quote ends it, too: then it is a text that was cut off, and
+    the quote is that of a text around it.
     """
-    escaped, quote = rb"(?:\\{%d})*+" % (2 * escapes + 2), rb'\\{%d}"' % escapes
-    end = rb"(?<!\\)" + escaped + quote
-    return re.compile(rb'(?:[^"\\]++|(?!' + end + rb").)*+" + escaped, re.DOTALL)
+    size = 2 * escapes + 2
+    escaped = rb'\\{%d}|\\{%d}"' % (size, size - 1)
+    return re.compile(rb'(?:[^"\\]++|%b|\\{1,%d}+(?!["\\]))*+' % (escaped, size - 1))

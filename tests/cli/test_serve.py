@@ -346,7 +346,7 @@ def test_the_sandbox_keeps_quiet_about_what_it_is_asked_to_lose(tmp_path: Path) 
                 "prompt": "A lighthouse [sandbox: lose-answer, delay=0]",
             }
             body["callback_url"] = f"{running.url}/secret-token"
-            with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+            with pytest.raises(httpx.RemoteProtocolError):
                 client.post("/api/v1/images/generations", json=body)
         status, out, err = running.end()
     assert (status, err) == (0, "")

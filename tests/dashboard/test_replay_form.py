@@ -2,8 +2,10 @@
 
 import re
 
+import httpx
 import pytest
 
+from service.model.clock import rfc3339
 from tests.contract.scenes import Ids, populate
 from tests.dashboard.browser import Browser, text_of
 from tests.harness import Harness
@@ -64,3 +66,87 @@ async def test_a_wrong_value_keeps_the_form_and_marks_the_field(
         assert "must be after since" in text_of(page)
         assert 'name="since" required value="2026-12-18T00:00"' in page.text
         assert f'<option value="{ids["sub"]}" selected>' in page.text
+
+
+def hidden_of(page: httpx.Response) -> dict[str, str]:
+    """The fields of the form that asks: what its button posts."""
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page.text))
+    del fields["token"]
+    return fields
+
+
+async def test_what_is_confirmed_is_what_was_counted(
+    world: Harness, browser: Browser, ids: Ids
+) -> None:
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN}
+    asked = await browser.post("/replays/create", **fields)
+    [count] = re.findall(r"<h1>Replay (\d+) events\?</h1>", asked.text)
+    await world.run(1)
+    generation = await world.generate()
+    assert (await world.client.post(f"/v1/generations/{generation['id']}/cancel")).is_success
+    await world.run(1)
+    begun = await browser.post("/replays/create", confirmed="yes", **hidden_of(asked))
+    assert f"of {count} events" in text_of(await browser.follow(begun))
+    again = await browser.post("/replays/create", **fields)
+    [more] = re.findall(r"<h1>Replay (\d+) events\?</h1>", again.text)
+    assert int(more) > int(count)
+    edited = await browser.post("/replays/create", edit="yes", **hidden_of(again))
+    assert f'name="until" required value="{SPAN["until"]}"' in edited.text
+
+
+async def test_an_end_in_the_past_stays_as_it_was_chosen(
+    world: Harness, browser: Browser, ids: Ids
+) -> None:
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN}
+    await world.run(120)
+    now = rfc3339(world.clock())
+    asked = await browser.post("/replays/create", **{**fields, "until": now})
+    assert hidden_of(asked)["counted_until"] == now
+
+
+async def test_a_disabled_subscriber_is_named_and_not_asked_about(
+    world: Harness, browser: Browser, ids: Ids
+) -> None:
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN}
+    await browser.post(f"/subscribers/{ids['sub']}/disable")
+    page = await browser.post("/replays/create", **fields)
+    assert "The subscriber is disabled" in text_of(page)
+    assert "Resume it first" in text_of(page)
+    assert 'name="confirmed"' not in page.text
+    assert 'name="edit"' in page.text
+
+
+async def test_what_is_refused_keeps_the_form(world: Harness, browser: Browser, ids: Ids) -> None:
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN}
+    assert (await browser.post("/replays/create", confirmed="yes", **fields)).status_code == 303
+    page = await browser.post("/replays/create", confirmed="yes", **fields)
+    assert page.status_code == 409
+    assert "A replay to this subscriber is running" in text_of(page)
+    assert f'<option value="{ids["sub"]}" selected>' in page.text
+    assert f'name="since" required value="{SPAN["since"]}"' in page.text
+    assert await running(world) == 1
+    page = await browser.post("/replays/create", **{**fields, "subscriber_id": f"sub_{32 * '0'}"})
+    assert page.status_code == 404
+    assert "Nothing was sent" in text_of(page)
+    assert '<option value="">choose one</option>' in page.text
+    assert f'name="since" required value="{SPAN["since"]}"' in page.text
+
+
+async def test_clicks_count_once_and_another_form_or_a_later_one_counts_again(
+    world: Harness, browser: Browser, ids: Ids
+) -> None:
+    async def counts() -> int:
+        return sum(each["dry_run"] for each in (await world.get("/v1/replays"))["data"])
+
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN, "once": "c0ffee"}
+    before = await counts()
+    asked = [await browser.post("/replays/create", **fields) for _ in range(3)]
+    assert [page.status_code for page in asked] == [200, 200, 200]
+    assert await counts() == before + 1
+    assert (await browser.post("/replays/create", **{**fields, "only": "dead"})).is_success
+    assert await counts() == before + 2
+    await world.run(60)
+    assert (await browser.post("/replays/create", **fields)).is_success
+    assert await counts() == before + 3
+    begun = await browser.post("/replays/create", **fields, confirmed="yes")
+    assert begun.status_code == 303

@@ -209,7 +209,7 @@ async def test_a_tick_beside_the_loops_waits_for_no_submission(tmp_path: Path) -
         await until_nothing_is_due(world)
         delayed = await submit_slowly(world)
         right = world.app.worker.right
-        assert await right.begin_loops()
+        assert await right.begin_loops(lambda: None)
         async with asyncio.timeout(30):
             assert not (await world.app.worker.tick(60)).more
         delayed.release()

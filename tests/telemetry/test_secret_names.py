@@ -61,6 +61,23 @@ def test_so_it_is_in_a_text_of_json_within_json(name: str, text: str, levels: in
     assert document == {name: "[cut]", "note": "stays"}
 
 
+@given(documents, st.lists(st.integers(0, 40), min_size=1, max_size=4))
+@example('say "token": "abc', [0])
+@example({"token": "abc"}, [2])
+@example({"token": "ab\\"}, [3])
+@example({"note": {"token": 'say "abc"'}}, [6, 3])
+def test_json_that_was_cut_off_within_a_text_of_json_leaves_the_rest_of_it(
+    document: Any, ends: list[int]
+) -> None:
+    for end in ends:
+        text = document if isinstance(document, str) else json.dumps(document)
+        document = {"prompt": text[: max(0, len(text) - end)], "status": "failed"}
+    shown = json.loads(cut(json.dumps(document)))
+    assert shown.keys() == document.keys()
+    assert shown["status"] == "failed"
+    assert shown["prompt"].rstrip("\\") == cut(document["prompt"]).rstrip("\\")
+
+
 @pytest.mark.parametrize(
     ("body", "shown"),
     [

@@ -91,6 +91,24 @@ async def test_an_answer_without_a_body_leaves_before_the_connection_closes(
     assert answer.endswith(b"\r\n\r\n")
 
 
+async def test_an_answer_that_breaks_off_leaves_as_far_as_it_was_made() -> None:
+    """A client that got no byte would take a reused connection for a stale one, and repeat."""
+
+    async def fail(scope: Any, _receive: Any, send: Any) -> None:
+        length = [(b"content-length", b"8")]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        if scope["path"] == "/body":
+            for part in (b"one.", b"two"):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        raise RuntimeError("the application fails after its head")
+
+    async with serving(fail) as port:
+        for path, end in ((b"/", b"\r\n\r\n"), (b"/body", b"\r\n\r\none.two")):
+            answer = await answer_to(port, b"POST %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+            assert status_of(answer) == 200
+            assert answer.endswith(end)
+
+
 async def test_what_was_begun_leaves_when_the_client_ends_in_the_middle_of_a_request() -> None:
     async def begin(_scope: Any, receive: Any, send: Any) -> None:
         length = [(b"content-length", b"8")]
