@@ -87,7 +87,7 @@ def send(client: "httpx.Client", command: Command, options: argparse.Namespace, 
     if command.answer == "none":
         if calls.call(client, command.method, path, **request).status_code != NO_CONTENT:
             raise calls.not_genhook(client)
-        options.done = _describe_done(command, options, {})
+        options.done = describe_done(command, options, {})
         return values_of(command, options, "path")
     general = answers.Page if command.answer == "page" else dict[str, Any]
     answer = calls.ask(client, command.method, path, command.shape or general, **request)
@@ -96,11 +96,11 @@ def send(client: "httpx.Client", command: Command, options: argparse.Namespace, 
     if command.shows and not all(command.shows[0] in view for view in views):
         raise calls.not_genhook(client)
     if command.method != "GET":
-        options.done = _describe_done(command, options, answer)
+        options.done = describe_done(command, options, answer)
     return answer
 
 
-def _describe_done(command: Command, options: argparse.Namespace, answer: dict[str, Any]) -> str:
+def describe_done(command: Command, options: argparse.Namespace, answer: dict[str, Any]) -> str:
     """Say what the service has done: whoever cannot see the answer needs it, but no secret."""
     values = {**values_of(command, options, "path"), **answer}
     sentences = ["The request was carried out" + (f": {values['id']}." if "id" in values else ".")]

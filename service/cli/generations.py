@@ -2,6 +2,7 @@
 
 import argparse
 import secrets
+import shlex
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, nouns, output, saving, streams
@@ -30,6 +31,7 @@ def create(command: Command, options: argparse.Namespace) -> int:
         more["json"] = values
     if options.argument_save is not None:
         saving.prepare(options.argument_save)  # Before something is paid for.
+        command = command._replace(lost=_lost_files(options.argument_save))
     with calls.connect(options) as connection:
         generation = _request(connection, command, options, more)
         seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS
@@ -55,6 +57,12 @@ def _request(
     except KeyboardInterrupt:
         streams.note(f"genhook: interrupted. {repeat}")
         raise
+
+
+def _lost_files(folder: str) -> str:
+    """Say what saves the files that a command was to save, also if the result is not there yet."""
+    word = shlex.quote(folder).replace("{", "{{").replace("}", "}}")
+    return f"genhook generations get {{id}} --save {word} shows it and saves its files."
 
 
 def _input_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -43,8 +43,18 @@ def _open(command: Command, options: argparse.Namespace, show: "Show") -> None:
         if own.get(name):
             remedy = "leave out --offline" if own["offline"] else "give --key"
             raise UsageError(f"--{name.replace('_', '-')} needs a service: {remedy}.")
-    run = {"GET": admin.list_keys, "POST": admin.create_key, "DELETE": admin.revoke_key}
-    run[command.method](argparse.Namespace(**own), show)
+
+    def show_done(answer: dict[str, Any]) -> None:
+        options.done = client.describe_done(command, options, answer)
+        show(answer)
+
+    arguments = argparse.Namespace(**own)
+    if command.method == "DELETE":
+        admin.revoke_key(arguments, show_done)
+    elif command.method == "POST":
+        admin.create_key(arguments, show)  # It shows the key first: nothing is done before.
+    else:
+        admin.list_keys(arguments, show)
 
 
 def _show(command: Command, options: argparse.Namespace, answer: Any) -> None:

@@ -46,6 +46,23 @@ def test_no_key_is_created_where_nobody_would_see_it(
     assert capsys.readouterr().out == "There are none.\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("output", [full, unread])
+def test_a_key_that_was_revoked_offline_is_named_where_nothing_can_be_printed(
+    output: Callable[[], int],
+    more: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main.main([*CREATE, "--json"]) == 0
+    id_ = json.loads(capsys.readouterr().out)["id"]
+    with os.fdopen(output(), "w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", file)
+        assert main.main(["keys", "revoke", id_, "--offline", *more]) == 1
+    assert f"The request was carried out: {id_}." in capsys.readouterr().err
+
+
 def test_the_options_of_a_list_count_offline_as_they_do_for_a_service(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

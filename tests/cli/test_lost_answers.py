@@ -74,6 +74,20 @@ def test_a_generation_is_named_with_the_key_that_finds_it(run: Run, line: str, m
 
 
 @pytest.mark.parametrize(
+    ("more", "status"), [("", "processing"), ("", "succeeded"), (" --json", "succeeded")]
+)
+@pytest.mark.parametrize("line", [CREATE, "generations retry gen_0"])
+def test_of_a_generation_whose_files_were_to_be_saved_it_is_said_what_saves_them(
+    run: Run, line: str, more: str, status: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my {pictures}"
+    answer = {**GENERATION, "status": status}
+    said = run(f"{line}{more} --save '{folder}'", answer)
+    remedy = f"genhook generations get gen_1 --save '{folder}' shows it and saves its files. "
+    assert said.startswith(f"The request was carried out: gen_1. {remedy}A repeat with ")
+
+
+@pytest.mark.parametrize(
     ("line", "answer", "remedy"),
     [
         (
