@@ -6,6 +6,7 @@ Both need the right to work, and do nothing while another process has it.
 """
 
 import asyncio
+import math
 from collections.abc import Collection
 from typing import Literal
 
@@ -20,6 +21,7 @@ from service.telemetry import log
 
 _log = log.get()
 HEARD_SECONDS = 0.1  # After a commit, until the holder of its shards has the notification.
+REPEAT_SECONDS = 10.0  # A tick that begins within this time after one that said `more` repeats it.
 
 
 class WorkCounts(msgspec.Struct):
@@ -45,8 +47,10 @@ class Ticks:
     def __init__(self, right: Right) -> None:
         self._right = right
         self.is_ticking = False
-        # Of the first of the ticks that have said `more`, since one said that there is none.
-        self._awaited: set[str] | None = None
+        # Submissions that are left of those before the first of the ticks that repeat each other,
+        # and when the last of these said `more`.
+        self._awaited: set[str] = set()
+        self._said_more_at = -math.inf
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Of the requests that the drive works for.
@@ -76,22 +80,35 @@ class Ticks:
         Then wait for the submissions that were under way before, and work once more. Theirs may be
         answers that could not be stored, which nothing retries while a platform has frozen the
         process. The right to work is not held meanwhile. A busy process always has some under way:
-        where the time is up, `more` is for those of the first of the ticks that have said `more`.
+        where the time is up, `more` is for those before the first of the ticks that repeat each
+        other.
         """
-        ends_at = asyncio.get_running_loop().time() + seconds
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + seconds
         ids: set[str] = set() if self._right.has_loops else {*self._right.submitter.in_flight}
-        awaited = ids if self._awaited is None else self._awaited & ids
+        repeats = loop.time() <= self._said_more_at + REPEAT_SECONDS
+        awaited = self._awaited & ids if repeats else ids
         done = await self._work(ends_at)
-        try:
-            if ids and await self._settle(ids, ends_at):
-                done = _sum(done, await self._work(ends_at))
-            else:
-                done.more |= bool(awaited)
-        except StorageError:  # What the tick has done is counted all the same.
-            done.more = True
+        if ids:
+            done = await self._work_again(done, ids, awaited, ends_at)
         done.more |= self._right.context.database.is_retrying
-        self._awaited = awaited if done.more else None
+        self._awaited = awaited
+        self._said_more_at = loop.time() if done.more else -math.inf
         return done
+
+    async def _work_again(
+        self, done: WorkCounts, ids: Collection[str], awaited: Collection[str], ends_at: float
+    ) -> WorkCounts:
+        """Wait for the submissions, then work once more if there is time; return what both did."""
+        try:
+            if await self._settle(ids, ends_at):
+                both = _sum(done, await self._work(ends_at))
+                is_cut = not awaited and asyncio.get_running_loop().time() >= ends_at
+                # What came with later submissions is left to the next tick.
+                return msgspec.structs.replace(both, more=done.more) if is_cut else both
+        except StorageError:  # What the tick has done is counted all the same.
+            return msgspec.structs.replace(done, more=True)
+        return msgspec.structs.replace(done, more=done.more or bool(awaited))
 
     async def _settle(self, ids: Collection[str], ends_at: float) -> bool:
         """Wait for these submissions; return whether they have ended before `ends_at`."""

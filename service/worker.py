@@ -74,7 +74,7 @@ class Worker:
         """
         if self.task is not None and self.task.done():
             return "The worker has stopped."
-        if self._trying_since is None:
+        if self._trying_since is None or (self._was_able and self.ticks.is_ticking):
             return None
         seconds = asyncio.get_running_loop().time() - self._trying_since
         # One that has failed since the start may never be able to.

@@ -47,7 +47,8 @@ async def _ask(visit: Visit, form: Form) -> Response:
     call = _ACT.call("", form)
     reply = await visit.send_form(
         structs.replace(call, body={**call.body, "dry_run": True}),
-        {"once": _name_count(visit, form, call)},
+        form,
+        _name_count(visit, form, call),
     )
     if not reply.is_success:
         return await _explain(visit, form, reply)
@@ -86,7 +87,7 @@ async def _explain(visit: Visit, form: Form, reply: Reply) -> Response:
     if reply.status == 422 and reply.content.get("errors"):
         errors = reply.content["errors"]
         visit.wrong = {each["pointer"].strip("/"): each["message"] for each in errors}
-    elif reply.status not in (404, 409):
+    elif reply.needs_repeat or reply.status not in (404, 409):
         raise RefusedError(reply, BACK)
     return await _render_form(visit, form, reply)
 

@@ -209,12 +209,14 @@ class Visit:
         state = {"acting_key": self.key, "request_id": self.request.state.request_id}
         return await send(self.site.api, call, headers or {}, state)
 
-    async def send_form(self, call: ApiCall, form: Form) -> Reply:
+    async def send_form(self, call: ApiCall, form: Form, once: str = "") -> Reply:
         """Make the call of a form: what it creates or rotates, it does once, with one answer.
 
         A browser shows the answer to the last of two clicks, so that waits while the first runs.
+        `once` takes the place of that in the form.
         """
-        headers, context = once_headers(form), self.site.context
+        headers = once_headers({"once": once} if once else form)
+        context = self.site.context
         reply = await self.send(call, headers)
         for seconds in _pauses(context.settings):
             if not reply.is_running or context.stopping.is_set():

@@ -40,7 +40,7 @@ def event_types(subscriber: Subscriber, requested: list[str], *, only_dead: bool
 async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay:
     """Return the replay with its number of events; those that are stored later are not replayed."""
     cursor, last_seq = await replays.read_bounds(context.database, new.since_at)
-    until_at = min(new.until_at, context.clock() + 1)
+    until_at = min(new.until_at, new.created_at + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new
     while counted := await context.database.search(new.tenant, _count_span, examined, subscriber):

@@ -37,9 +37,9 @@ class Item(msgspec.Struct, eq=False):
     def resolve(self, error: BaseException | None) -> None:
         """Give the caller the error, or the result, unless it was canceled or refused."""
         if error is not None:
-            _cut_tracebacks(error)
-            if self.error is not error:
-                _cut_tracebacks(self.error)
+            if self.error is not None and self.error is not error:
+                self.error.__traceback__ = None  # Nobody is told more of it than its text.
+            _cut_traceback(error)
         if self.future.done():
             return
         if error is None:
@@ -65,18 +65,17 @@ async def run_batch(batch: Sequence[Item], tx: Transaction) -> Sequence[Any]:
     return results
 
 
-def _cut_tracebacks(error: BaseException | None) -> None:
-    """Leave only the frames of the unit in the tracebacks of an error and its causes.
+def _cut_traceback(error: BaseException) -> None:
+    """Leave only the frames of the unit in the traceback of an error that it raised.
 
     The others hold the items, whose futures hold the error: in such a cycle, the body of a request
     would stay until the next collection of garbage.
     """
-    while error is not None:
-        frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code is not run_batch.__code__:
-            frames = frames.tb_next
-        error.__traceback__ = frames.tb_next if frames else None
-        error = error.__cause__ or error.__context__
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not run_batch.__code__:
+        frames = frames.tb_next
+    if frames is not None:  # Else it is not the unit's, and these frames tell where it came from.
+        error.__traceback__ = frames.tb_next
 
 
 def note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:

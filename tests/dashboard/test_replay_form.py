@@ -1,10 +1,12 @@
 """The form of a replay: it offers every subscriber, keeps its values, and asks before it acts."""
 
 import re
+from typing import Any
 
 import httpx
 import pytest
 
+from service.dashboard import calls
 from service.model.clock import rfc3339
 from tests.contract.scenes import Ids, populate
 from tests.dashboard.browser import Browser, text_of
@@ -92,6 +94,38 @@ async def test_what_is_confirmed_is_what_was_counted(
     assert int(more) > int(count)
     edited = await browser.post("/replays/create", edit="yes", **hidden_of(again))
     assert f'name="until" required value="{SPAN["until"]}"' in edited.text
+
+
+async def test_a_count_or_a_replay_of_which_nobody_knows_is_sent_again_as_it_was(
+    world: Harness, browser: Browser, ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[calls.Reply] = []
+    real = calls.send
+
+    async def send(api: Any, call: calls.ApiCall, headers: Any, state: Any) -> calls.Reply:
+        is_replay = call.method == "POST" and call.target == "/v1/replays"
+        return answers.pop() if is_replay and answers else await real(api, call, headers, state)
+
+    monkeypatch.setattr("service.dashboard.visit.send", send)
+    fields = {"subscriber_id": ids["sub"], "only": "all", **SPAN, "once": "a" * 32}
+    detail = "It may have been stored: repeat it with the same Idempotency-Key."
+    unknown = {"code": "storage_unavailable", "title": "Not now", "detail": detail, "status": 503}
+    answers.append(calls.Reply(503, unknown))
+    asked = await browser.post("/replays/create", **fields)
+    assert "Repeat the request" in asked.text
+    asked = await browser.post("/replays/create", **hidden_of(asked))
+    assert "events?</h1>" in asked.text
+    answers.append(calls.Reply(503, unknown))
+    begun = await browser.post("/replays/create", confirmed="yes", **hidden_of(asked))
+    again = await browser.post("/replays/create", **hidden_of(begun))
+    assert again.status_code == 303
+
+    running = {**unknown, "code": "idempotency_key_in_use", "status": 409}
+    monkeypatch.setattr("service.dashboard.visit._pauses", lambda _settings: [])
+    answers.append(calls.Reply(409, running))
+    begun = await browser.post("/replays/create", confirmed="yes", **hidden_of(asked))
+    assert "Repeat the request" in begun.text
+    assert "Nothing was sent" not in begun.text
 
 
 async def test_an_end_in_the_past_stays_as_it_was_chosen(

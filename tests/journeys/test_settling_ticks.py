@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service import ticks
 from service.generations import send, submit
 from service.generations.poll import Poller
 from service.model.errors import StorageError
@@ -164,6 +165,52 @@ async def test_who_ticks_until_nothing_is_left_comes_to_an_end_though_upstream_i
         assert ticks, "it said nothing of the submission that was under way"
         assert (await world.app.worker.tick(0.2)).more
         await until_stored(world, delayed)
+
+
+async def test_a_tick_long_after_one_that_was_not_repeated_waits_for_its_own_submissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
+        await until_nothing_is_due(world)
+        first = await submit_slowly(world)
+        assert (await world.app.worker.tick(0.05)).more  # Nobody repeats it.
+        first.release()
+        second = await submit_slowly(world)
+        monkeypatch.setattr(ticks, "REPEAT_SECONDS", -1)
+        assert (await world.app.worker.tick(0.05)).more
+        second.release()
+
+
+async def test_what_came_with_later_submissions_keeps_nobody_ticking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first submissions end so late that there is no time for a whole round after them."""
+    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
+        await until_nothing_is_due(world)
+        worker, loop = world.app.worker, asyncio.get_running_loop()
+        works = 0
+
+        async def work(ends_at: float) -> ticks.WorkCounts:
+            nonlocal works
+            works += 1
+            if works % 2:
+                return ticks.WorkCounts()
+            while loop.time() < ends_at:
+                await world.get("/v1/events")
+            return ticks.WorkCounts(attempted=1, more=True)
+
+        async def settle(_ids: object, _ends_at: float) -> bool:
+            return True
+
+        monkeypatch.setattr(worker.ticks, "_work", work)
+        monkeypatch.setattr(worker.ticks, "_settle", settle)
+        delayed = await submit_slowly(world)
+        assert (await worker.tick(0.05)).more  # That one was under way before.
+        delayed.release()
+        later = await submit_slowly(world)
+        done = await worker.tick(0.05)
+        assert (done.attempted, done.more) == (1, False)
+        later.release()
 
 
 async def test_while_a_tick_waits_others_work(tmp_path: Path) -> None:

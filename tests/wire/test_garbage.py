@@ -20,6 +20,7 @@ from service.api.problem import Problem
 from service.delivery.target import SendError
 from service.model.errors import StorageError
 from service.store.database import Transaction
+from service.store.item import Item
 from tests.faults import storage_failure
 from tests.harness import Harness, opened
 from tests.wire import receivers
@@ -154,6 +155,17 @@ async def test_the_traceback_of_an_error_still_leads_into_its_unit(tmp_path: Pat
         with pytest.raises(Problem) as caught:
             await world.app.database.write(refuse, b"body")
         assert caught.traceback[-1].name == "refuse"
+
+
+async def test_an_error_from_beside_a_unit_says_where_it_came_from() -> None:
+    item, nothing = Item(refuse, ()), dict[str, str]()
+    try:
+        nothing["wanted"]
+    except KeyError as error:
+        item.resolve(error)
+    with pytest.raises(KeyError) as caught:
+        await item.future
+    assert len(caught.traceback) == 2
 
 
 async def test_a_webhook_without_an_answer_leaves_nothing_for_the_collector() -> None:
