@@ -52,7 +52,8 @@ class Rounds:
                 is_due, self._look_at = True, loop.time()
             more = is_due or bool(self._failed) or held_up_seconds is not None
             if requested.is_set() or self.is_over(ends_at):
-                return more or not is_settled  # What is left under way may make rows due.
+                # What is left under way may make rows due, and polls may wait for the rate.
+                return more or not is_settled or session.debt_seconds() > 0
             if not is_due and is_settled:
                 attempted, before = session.dispatcher.attempted, attempted
                 seconds = session.debt_seconds()

@@ -15,6 +15,7 @@ from service.delivery.lanes import Lane
 from service.delivery.receivers import Receivers
 from service.generations import submit
 from service.model.errors import StorageError
+from service.rounds import Rounds
 from service.session import Session
 from service.store import generations
 from tests.faults import DelayedAnswer, rows
@@ -99,6 +100,23 @@ async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(
             world.clock.advance(0.1)
         world.clock.advance(0.2)
         assert not (await world.app.worker.tick(60)).more
+
+
+async def test_a_tick_whose_time_ends_before_it_can_wait_for_the_rate_says_that_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_clean", nothing_to_clean)  # It is always due for a moment.
+    async with opened(tmp_path, worker="off", poll_rate_per_second=10.0) as world:
+        for _ in range(3):
+            await world.generate()
+        world.clock.advance(400)
+        await world.app.worker.tick(0.5)
+        assert world.upstream.polls
+        with monkeypatch.context() as patched:
+            patched.setattr(Rounds, "is_over", lambda *_: True)
+            world.clock.advance(0.1)
+            assert (await world.app.worker.tick(60)).more
+        assert len(world.upstream.polls) < 3
 
 
 async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
