@@ -83,41 +83,44 @@ async def test_a_tick_goes_on_with_what_a_rate_held_up_for_a_moment(tmp_path: Pa
 async def nothing_to_clean(*_: object) -> None: ...
 
 
-async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def waiting_polls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Harness]:
+    """A service without a worker, whose rate lets one of three polls leave at once."""
     monkeypatch.setattr(Session, "_clean", nothing_to_clean)  # It is always due for a moment.
     async with opened(tmp_path, worker="off", poll_rate_per_second=10.0) as world:
         for _ in range(3):
             await world.generate()
         world.clock.advance(400)
-        seconds = 0.5
-        for count in (1, 2, 3):  # The clock stands still, and the rate with it.
-            while len(world.upstream.polls) < count:  # On a busy machine a tick may get nowhere.
-                assert (await world.app.worker.tick(seconds)).more
-                seconds *= 1.5
-            assert len(world.upstream.polls) == count
-            world.clock.advance(0.1)
-        world.clock.advance(0.2)
-        assert not (await world.app.worker.tick(60)).more
+        yield world
+
+
+async def test_a_tick_says_that_there_is_more_while_polls_wait_for_the_rate(
+    waiting_polls: Harness,
+) -> None:
+    world = waiting_polls
+    seconds = 0.5
+    for count in (1, 2, 3):  # The clock stands still, and the rate with it.
+        while len(world.upstream.polls) < count:  # On a busy machine a tick may get nowhere.
+            assert (await world.app.worker.tick(seconds)).more
+            seconds *= 1.5
+        assert len(world.upstream.polls) == count
+        world.clock.advance(0.1)
+    world.clock.advance(0.2)
+    assert not (await world.app.worker.tick(60)).more
 
 
 async def test_a_tick_whose_time_ends_before_it_can_wait_for_the_rate_says_that_there_is_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting_polls: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "_clean", nothing_to_clean)  # It is always due for a moment.
-    async with opened(tmp_path, worker="off", poll_rate_per_second=10.0) as world:
-        for _ in range(3):
-            await world.generate()
-        world.clock.advance(400)
+    world = waiting_polls
 
-        def is_over(rounds: Rounds, _ends_at: float) -> bool:
-            """Let the time end in the round that finds nothing due: polls wait for the rate."""
-            return bool(world.upstream.polls) and not any(end.is_set() for end in rounds._ends)
+    def is_over(rounds: Rounds, _ends_at: float) -> bool:
+        """Let the time end in the round that finds nothing due: polls wait for the rate."""
+        return bool(world.upstream.polls) and not any(end.is_set() for end in rounds._ends)
 
-        monkeypatch.setattr(Rounds, "is_over", is_over)
-        assert (await world.app.worker.tick(60)).more
-        assert len(world.upstream.polls) < 3
+    monkeypatch.setattr(Rounds, "is_over", is_over)
+    assert (await world.app.worker.tick(60)).more
+    assert len(world.upstream.polls) < 3
 
 
 async def test_a_tick_says_that_there_is_more_while_a_request_is_under_way(tmp_path: Path) -> None:
