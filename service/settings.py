@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -237,6 +237,7 @@ _OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}
 VARIABLES = {
     _OTHER_NAMES.get(field, f"GENHOOK_{field.upper()}"): field for field in Settings.__annotations__
 }
+DATABASE_VARIABLES = ("GENHOOK_DATABASE_URL", "GENHOOK_DATABASE_CONNECTIONS")
 # The command line reads these as a client of a running service. They are not its settings.
 CLIENT_VARIABLES = ("GENHOOK_URL", "GENHOOK_API_KEY")
 
@@ -295,20 +296,33 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
 
     Raises SettingsError, which names every variable that is wrong, or else one that is missing.
     """
+    settings = Settings(**{**_read_variables(environ, VARIABLES), **overrides})
+    _check(settings)
+    return settings
+
+
+def read_database_settings(environ: Mapping[str, str] = ENVIRONMENT) -> Settings:
+    """Read only what the database needs, with a default for all else; SettingsError.
+
+    For commands that need no secret: who makes backups does not have to know the keys.
+    """
+    return Settings(**_read_variables(environ, DATABASE_VARIABLES))
+
+
+def _read_variables(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of these variables that are set; SettingsError names all wrong ones."""
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for name, field in VARIABLES.items():
+    for name in names:
         try:
             value = read_variable(name, environ)
         except SettingsError as error:
             problems += error.problems
         else:
-            values |= {} if value is None else {field: value}
+            values |= {} if value is None else {VARIABLES[name]: value}
     if problems:
         raise SettingsError(*problems)
-    settings = Settings(**{**values, **overrides})
-    _check(settings)
-    return settings
+    return values
 
 
 def unknown_variables(environ: Mapping[str, str] = ENVIRONMENT) -> list[str]:

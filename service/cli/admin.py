@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from service.cli import interrupts, output, streams
 from service.cli.arguments import add_json, define
-from service.cli.environment import settings_of_existing
+from service.cli.environment import require_database
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
 from service.model.ids import new_id
 from service.model.key import DEFAULT_TENANT, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
-from service.settings import Settings, read_settings
+from service.settings import Settings, read_database_settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
@@ -36,7 +36,7 @@ def migrate(options: argparse.Namespace) -> int:
     """Bring the database to the schema of this version, and print each step."""
     from service.telemetry import log
 
-    settings = read_settings()
+    settings = read_database_settings()
     log.configure("warning")
     steps, version = interrupts.run(_migrate(settings))
     name = settings.database_name
@@ -108,13 +108,15 @@ def list_keys(options: argparse.Namespace, show: Show) -> None:
     if options.after and not re.fullmatch(f"key{ID}", options.after):
         raise UsageError(f"--after {AFTER_RULE}.")
     page = Page(limit=limit, after=options.after, ascending=options.order == "asc")
-    keys, after = _write(settings_of_existing(), _list, page, options.tenant)
+    settings = require_database(read_settings())
+    keys, after = _write(settings, _list, page, options.tenant)
     show({"data": [key.view() for key in keys], "next": after})
 
 
 def revoke_key(options: argparse.Namespace, show: Show) -> None:
     """Revoke a key of any tenant: every request with it is refused."""
-    _audit("key.revoke", _write(settings_of_existing(), _revoke, options.id))
+    settings = require_database(read_settings())
+    _audit("key.revoke", _write(settings, _revoke, options.id))
     show({"id": options.id})
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from service.cli import interrupts, new_file, output
 from service.cli.arguments import add_json, define
-from service.cli.environment import settings_of_existing
+from service.cli.environment import require_database
 from service.model.errors import CommandError
+from service.settings import read_database_settings
 from service.store.migrations import Newer, Older
 from service.store.sqlite import schema
+from service.store.sqlite.connection import code_of, describe_failure
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +29,16 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
 
 def backup(options: argparse.Namespace) -> int:
     """Copy the database to FILE and check the copy; never overwrite a file."""
-    settings = settings_of_existing()
+    settings = require_database(read_database_settings())
     if settings.is_postgres:
         raise CommandError(f"{settings.database_name} is PostgreSQL: use its own pg_dump")
     source, target = Path(settings.database_path), options.file
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if os.path.lexists(target):  # Where this cannot be seen, it cannot be created.
         raise exists_already
+    for beside in (f"{target}{suffix}" for suffix in ("-wal", "-shm", "-journal")):
+        if os.path.lexists(beside):  # SQLite would take it for the copy's, and destroy the copy.
+            raise CommandError(f"{beside} is left of another database: remove it, or name another")
     try:
         with interrupts.cleaned_up(), new_file.create(target) as partial:
             _copy(source, partial)
@@ -41,19 +46,21 @@ def backup(options: argparse.Namespace) -> int:
     except FileExistsError:
         raise exists_already from None
     except (OSError, sqlite3.Error) as error:
-        raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
+        raise CommandError(f"the backup to {target} failed: {_reason(error, target)}") from error
     done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
     line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."
     output.show(options, done, [line])
     return 0
 
 
-def _reason(error: OSError | sqlite3.Error) -> object:
-    """Say why a backup failed, without the name of our own file."""
+def _reason(error: OSError | sqlite3.Error, path: Path) -> str:
+    """Say why a backup failed at this file, without the name of our own file."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
     # VACUUM says of a damaged database that it cannot open the copy.
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+    if code_of(error) & 0xFF == sqlite3.SQLITE_CORRUPT:
         return "the database is damaged: genhook doctor says how"
-    return getattr(error, "strerror", None) or error
+    return describe_failure(error, str(path))
 
 
 def _execute(connection: sqlite3.Connection, statement: str, *values: str) -> list[Any]:
@@ -78,6 +85,8 @@ def _open(path: Path) -> sqlite3.Connection:
 def _copy(source: Path, target: Path) -> None:
     """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
     with contextlib.ExitStack() as stack:
+        # VACUUM leaves it where it fails.
+        stack.callback(Path(f"{target}-journal").unlink, missing_ok=True)
         try:
             connection = stack.enter_context(contextlib.closing(_open(source)))
             connection.execute("PRAGMA busy_timeout=5000")
@@ -86,7 +95,7 @@ def _copy(source: Path, target: Path) -> None:
             if schema.version(connection) == 0 or not may_be_copied:  # It may be nobody's yet.
                 raise CommandError(f"the backup failed: {problem}")
         except sqlite3.Error as error:
-            reason = f"{source} cannot be read: {_reason(error)}"
+            reason = f"{source} cannot be read: {_reason(error, source)}"
             raise CommandError(f"the backup failed: {reason}") from error
         _execute(connection, "VACUUM INTO ?", str(target))
     with contextlib.closing(_open(target)) as connection:

@@ -10,7 +10,12 @@ CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 DUE_SECONDS_MAX = 300  # A row is taken within seconds, unless something holds it up.
 # A commit that changes nothing: only with one does a full or failing disk show itself.
 TOUCH = "UPDATE revisions SET number = number"
-SEALED = "SELECT id, sealed_secrets FROM tenants"
+# Every stored secret with the context that it was sealed with; see store/reseal.py.
+SEALED = """
+SELECT 'secrets:' || id, sealed_secrets FROM tenants
+UNION ALL SELECT 'secrets:' || id, sealed_secrets FROM subscribers WHERE sealed_secrets IS NOT NULL
+UNION ALL SELECT 'headers:' || id, sealed_headers FROM subscribers WHERE sealed_headers IS NOT NULL
+"""
 _NO_WORKER = "no worker runs, the worker is behind,"
 _HELD_UP = {  # By kind of a row: what else may hold it up.
     "delivery": "or its receiver is slow, limited or asked for a pause",

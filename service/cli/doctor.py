@@ -25,7 +25,7 @@ from service.cli.database_checks import (
     judge_tables,
 )
 from service.cli.deadline import LateError, deadline
-from service.delivery import descriptors, signing
+from service.delivery import descriptors
 from service.model.clock import now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of
@@ -224,12 +224,12 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
 def _seals(sealed: Iterable[tuple[str, bytes]], settings: Settings) -> Finding:
     vault = Vault(settings.secret_keys)
     try:
-        for tenant, secrets in sealed:
-            signing.unseal(vault, secrets, tenant)
+        for context, secret in sealed:
+            vault.open(secret, context)
     except VaultError as error:
         message = f"A secret cannot be decrypted, {error}: put the missing key first."
         return Finding("fail", "seals", message)
-    return Finding("ok", "seals", "The secret keys decrypt the stored signing secrets.")
+    return Finding("ok", "seals", "The secret keys decrypt the stored secrets.")
 
 
 def _online(settings: Settings, now: int) -> Iterator[Finding]:

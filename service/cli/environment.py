@@ -46,12 +46,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def settings_of_existing() -> Settings:
-    """Read the settings of the environment; CommandError if their database cannot be opened.
+def require_database(settings: Settings) -> Settings:
+    """Return the settings; CommandError if their database is a file that cannot be opened.
 
     Commands that only read or clean up create no database: a missing one means a mistyped name.
     """
-    settings = read_settings()
     if settings.is_postgres:
         return settings
     path = Path(settings.database_path).absolute()

@@ -46,6 +46,8 @@ class Item(msgspec.Struct, eq=False):
             self.future.set_result(self.result)
         else:
             self.future.set_exception(error)
+            if self.always:  # Its caller may be cancelled while the write goes on: nobody asks.
+                self.future.exception()
 
 
 def batches_of(items: Iterable[Item]) -> Collection[Sequence[Item]]:

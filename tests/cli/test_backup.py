@@ -1,6 +1,7 @@
 """`genhook backup`: a complete copy, made beside a service that goes on writing."""
 
 import json
+import os
 import signal
 import sqlite3
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import backup, main
+from service.store.sqlite import schema
 from tests.cli import test_start
 
 
@@ -213,3 +215,54 @@ def test_a_backup_of_a_damaged_database_names_the_damage(
     assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
     assert "the database is damaged: genhook doctor" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_backup_gets_no_name_beside_which_a_log_of_another_database_is_left(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / f"copy.db{suffix}"
+    left.write_bytes(b"")
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert f"{left} is left of another database" in capsys.readouterr().err
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_a_backup_and_a_migration_need_no_setting_but_the_databases(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GENHOOK_SECRET_KEYS")
+    monkeypatch.setenv("GENHOOK_RETENTION_DAYS", "wrong")
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 0
+    path.unlink()
+    assert main.main(["migrate"]) == 0
+    monkeypatch.setenv("GENHOOK_DATABASE_CONNECTIONS", "wrong")
+    assert main.main(["migrate"]) == 2
+
+
+def test_a_backup_that_fails_leaves_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: sqlite3.Connection, __: str, target: str) -> None:
+        Path(f"{target}-journal").touch()
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(backup, "_execute", fail)
+    before = sorted(tmp_path.iterdir())
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_a_full_disk_a_backup_says_so_though_sqlite_only_names_an_io_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+        raise error
+
+    full = os.statvfs_result((4_096, 4_096, 100, 0, 0, 100, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    monkeypatch.setattr(schema, "problem", fail)
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert "cannot be read: the disk is full" in capsys.readouterr().err

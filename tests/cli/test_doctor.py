@@ -239,6 +239,20 @@ def test_the_doctor_finds_a_database_of_other_keys(
     assert database.exists()
 
 
+@pytest.mark.parametrize("column", ["sealed_secrets", "sealed_headers"])
+def test_the_doctor_finds_a_subscriber_whose_secrets_other_keys_sealed(
+    database: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    run("keys create --name x --scopes read")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(subscribers)")]
+        kinds = dict.fromkeys(names, "0") | {"id": "'sub_1'", column: "zeroblob(40)"}
+        kinds |= dict.fromkeys({"sealed_secrets", "sealed_headers"} - {column}, "NULL")
+        values = ", ".join(kinds.values())
+        connection.execute(f"INSERT INTO subscribers VALUES ({values})")  # noqa: S608
+    assert levels_of()(monkeypatch)["seals"] == {"fail"}
+
+
 def test_the_doctor_finds_a_file_that_is_no_database(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,6 +253,17 @@ async def test_damage_that_a_reader_meets_is_told_and_others_are_still_stored(
     assert "is damaged" in (await database.schema_problem() or "")
 
 
+async def test_damage_that_a_checkpoint_meets_is_told(database: Database) -> None:
+    def meet(_connection: sqlite3.Connection) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    with pytest.raises(StorageError, match="malformed"):
+        await database.apply(meet)
+    assert "is damaged" in (await database.schema_problem() or "")
+
+
 def test_while_all_is_well_the_files_are_looked_at_now_and_then(tmp_path: Path) -> None:
     file = File(str(tmp_path / "test.db"))
     file.open()

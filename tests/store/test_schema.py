@@ -66,6 +66,19 @@ async def test_a_file_of_another_program_is_refused_and_stays_as_it_is(
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("songs",)]
 
 
+async def test_tables_of_genhook_that_have_lost_their_number_are_no_other_programs(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    async with opened(path) as database:
+        await database.migrate()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=0")
+    async with opened(path) as database:
+        with pytest.raises(StorageError, match="has lost its number"):
+            await database.migrate()
+
+
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_a_file_that_was_deleted_or_replaced_meanwhile_is_a_schema_problem(
     tmp_path: Path, *, is_replaced: bool

@@ -1,6 +1,7 @@
 """What units and writes promise, on both databases; what only one of them has is tested beside."""
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import pytest
 
 from service.model.errors import StorageBusyError, StorageError
 from service.store.database import Transaction
+from service.store.item import Item
 from service.store.postgres import Database as ServerDatabase
 from service.store.sqlite import group
 from service.store.sqlite.database import Database as FileDatabase
@@ -208,3 +210,14 @@ async def test_units_get_the_time_of_their_transaction(database: Database) -> No
         return tx.now
 
     assert await database.write(now) == await database.read(now) == 7
+
+
+@pytest.mark.usefixtures("database")
+async def test_an_error_of_which_no_caller_is_left_is_not_logged_as_forgotten() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    item = Item(names_in, (), always=True)  # Who waited for it was cancelled, as at a stop.
+    item.resolve(StorageError("the disk is full"))
+    del item
+    gc.collect()
+    assert told == []

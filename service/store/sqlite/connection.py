@@ -1,6 +1,7 @@
 """A connection to SQLite with its settings; aiosqlite runs it on a thread of its own."""
 
 import contextlib
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ FILE_PAGE_BYTES = 8_192
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. It does so only if
 # a reader or a burst has held up the planned checkpoints: a growing file is slower to sync.
 WAL_PAGES_MAX = 4_000
+INDEX_BYTES = 32_768  # Of the index of a new WAL, which SQLite makes when it opens one.
 WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this when it restarts.
 
 
@@ -62,6 +64,16 @@ def code_of(error: BaseException) -> int:
     """Return SQLite's code; SQLITE_ERROR for an error of Python's module, which has none."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code
+
+
+def describe_failure(error: sqlite3.Error, path: str) -> str:
+    """Return SQLite's text, or that the disk is full: it says `disk I/O error` of that, too."""
+    if code_of(error) & 0xFF == sqlite3.SQLITE_IOERR:
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(Path(path).parent)
+            if disk.f_bavail * disk.f_frsize < INDEX_BYTES:
+                return "the disk is full"
+    return str(error)
 
 
 class Connection(aiosqlite.Connection):
@@ -147,7 +159,7 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
         for raw in opened:  # aiosqlite forgets it.
             raw.close()
         if isinstance(error, sqlite3.Error):
-            raise StorageError(f"cannot open {path}: {error}") from error
+            raise StorageError(f"cannot open {path}: {describe_failure(error, path)}") from error
         raise
     return connection
 

@@ -127,6 +127,7 @@ class Database(writes.Database):
         try:
             return await self._writer.apply(do, *args)
         except sqlite3.Error as error:
+            self.file.note(error)
             raise StorageError(f"the database failed: {error}") from error
 
     def holds(self, _id: str) -> bool:

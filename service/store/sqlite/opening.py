@@ -16,7 +16,8 @@ from pathlib import Path
 from service.store.sqlite.byte_locks import IS_LINUX, list_locks, pack_lock
 
 MAGIC = b"SQLite format 3\0"
-RESTORE = "stop genhook, and put the file back or restore a backup"
+# A log of before, beside a file that was restored, would be copied into it and destroy it.
+RESTORE = "stop genhook, and put the file back, or remove its -wal and -shm and restore a backup"
 _CUT = f"it was cut short or overwritten: {RESTORE}"
 _STOP = "stop that process first, and open the database with nothing else until then"
 _LOST = "{} was deleted or replaced while {} uses it: {}"

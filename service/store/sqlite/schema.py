@@ -36,6 +36,8 @@ def problem(connection: sqlite3.Connection) -> str | None:
     # In this order: another process may make the tables in between.
     names = {name for (name,) in connection.execute(_TABLES)}
     current = version(connection)
+    if current == 0 and names.issuperset(_OURS):
+        return "the schema has lost its number (PRAGMA user_version): restore a backup that has it"
     if names and (current == 0 or names.isdisjoint(_OURS)):  # Others number their files, too.
         return "the database has tables of another program, and none of genhook"
     return describe_problem(current, latest())
