@@ -44,8 +44,8 @@ async def questions(path: Path, count: int, jitters: Sequence[float]) -> int:
         if jitters:
             world.app.context.jitter = cycle(jitters).__next__
         ids = await share(world, count, apart=0.3 if jitters else 0)
-        for _ in range(480):
-            await world.run(0.5)
+        for _ in range(240):
+            await world.run(1)
         asked = len(world.upstream.polls)
         assert [await polls_of(world, id_) for id_ in ids] == [["processing"] * asked] * count
         return asked
