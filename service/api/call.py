@@ -18,26 +18,21 @@ from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model import json_input
+from service.model.delivery import Delivery
+from service.model.event import Event
+from service.model.generation import Generation
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
-from service.store import pages
+from service.model.replay import Replay
+from service.model.subscriber import Subscriber
+from service.store import pages, rows
 from service.store.database import Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
-from service.store.rows import view_rows
 from service.store.writes import Database
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
-
-
-class Owned(Protocol):
-    """A resource of a tenant."""
-
-    @property
-    def tenant(self) -> str:
-        """The tenant that it belongs to."""
-
-
-OwnedT = TypeVar("OwnedT", bound=Owned)
+# The nouns that belong to a tenant.
+OwnedT = TypeVar("OwnedT", Delivery, Event, Generation, Key, Replay, Subscriber)
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 AFTER_RULE = "must be the `next` of an earlier page"
@@ -104,12 +99,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     receive: Receive  # After the body, it returns only that the client hung up.
     resource_id: str = ""
     claim: Claim | None = None
-
-    def require_own(self, noun: str, resource: OwnedT | None) -> OwnedT:
-        """Return the resource; Problem 404 if there is none, or if another tenant has it."""
-        if resource is None or resource.tenant != self.tenant:
-            raise not_found(noun)
-        return resource
 
     def decode(self, type_: type[BodyT], *, empty: bytes = b"") -> BodyT:
         """Decode the body, else `empty`.
@@ -206,10 +195,27 @@ async def answer_page(
 
     `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
     """
-    rows, after = await call.database.search(
+    found, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list(view_rows(noun, rows), after)
+    return answer_list(rows.view_rows(noun, found), after)
+
+
+async def get_own(tx: Transaction, call: Call, noun: type[OwnedT], id_: str = "") -> OwnedT:
+    """Return the tenant's noun with this id, by default the path's; Problem 404 without one."""
+    found = await rows.read_by_id(tx, noun, id_ or call.path["id"], call.tenant)
+    return _require_own(call, noun, found)
+
+
+async def lock_own(tx: Transaction, call: Call, noun: type[OwnedT]) -> OwnedT:
+    """Like `get_own`, and lock the row, as whoever changes it must."""
+    return _require_own(call, noun, await rows.lock_by_id(tx, noun, call.path["id"], call.tenant))
+
+
+def _require_own(call: Call, noun: type[OwnedT], found: OwnedT | None) -> OwnedT:
+    if found is None or found.tenant != call.tenant:
+        raise not_found(noun.__name__.lower())
+    return found
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:

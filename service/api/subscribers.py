@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from service.api import checks, idempotency
-from service.api.call import Answer, Call, answer, answer_page, read_own
+from service.api.call import Answer, Call, answer, answer_page, get_own, lock_own, read_own
 from service.api.checks import NO_NUL, EventTypes, Headers, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
@@ -110,30 +110,20 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
     return fields
 
 
-async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
-    """Return a listed subscriber of the tenant; Problem 404 for others and `notify_url`s."""
-    return _require_listed(call, await rows.read_by_id(tx, Subscriber, subscriber_id))
+async def find(tx: Transaction, call: Call, id_: str = "") -> Subscriber:
+    """Like `get_own`; Problem 404 also for the subscriber of a `notify_url`."""
+    return _require_listed(await get_own(tx, call, Subscriber, id_))
 
 
-def _require_listed(call: Call, subscriber: Subscriber | None) -> Subscriber:
-    own = call.require_own("subscriber", subscriber)
-    if own.is_notify:
+def _require_listed(subscriber: Subscriber) -> Subscriber:
+    if subscriber.is_notify:
         raise not_found("subscriber")
-    return own
+    return subscriber
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}: also the subscriber of a `notify_url`, which is in no list."""
-    return call.require_own("subscriber", await rows.read_by_id(tx, Subscriber, call.path["id"]))
-
-
-async def _lock(tx: Transaction, call: Call) -> Subscriber:
-    """Like `get`, and lock it, to change it."""
-    return call.require_own("subscriber", await rows.lock_by_id(tx, Subscriber, call.path["id"]))
-
-
-async def _get_listed(tx: Transaction, call: Call) -> Subscriber:
-    return await find(tx, call, call.path["id"])
+    return await get_own(tx, call, Subscriber)
 
 
 async def list_(call: Call) -> Answer:
@@ -151,7 +141,7 @@ async def update(call: Call) -> Subscriber:
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
-    old = await _lock(tx, call)
+    old = await lock_own(tx, call, Subscriber)
     if old.is_notify:  # The request for the generation decides everything else.
         errors = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
         refuse_fields("The subscriber has fields that cannot change.", errors)
@@ -215,7 +205,7 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
 
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
-    old = await _lock(tx, call)
+    old = await lock_own(tx, call, Subscriber)
     await replay.end(tx, call.context, old.id)
     await deliveries.cancel(tx, old.id)  # Its lane cancels further ones.
     await subscribers.delete(tx, old)
@@ -224,7 +214,10 @@ async def delete(tx: Transaction, call: Call) -> None:
 
 async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    return answer_secrets(call, _unseal(call, await _get_listed(tx, call)))
+    subscriber = await find(tx, call)
+    assert subscriber.sealed_secrets is not None
+    secrets = signing.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
+    return answer_secrets(call, secrets)
 
 
 async def rotate_secret(call: Call) -> Answer:
@@ -233,7 +226,7 @@ async def rotate_secret(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = _require_listed(call, await rows.lock_by_id(tx, Subscriber, call.path["id"]))
+    old = _require_listed(await lock_own(tx, call, Subscriber))
     assert old.sealed_secrets is not None
     rotation, is_asymmetric = (secret, overlap_seconds), old.signature == "v1a"
     secrets, sealed = rotate_sealed(
@@ -244,15 +237,9 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
     return secrets
 
 
-def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
-    assert subscriber.sealed_secrets is not None
-    return signing.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
-
-
 async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
-    subscriber = await get(tx, call)
-    return answer(await stats.get(tx, subscriber.id))
+    return answer(await stats.get(tx, (await get(tx, call)).id))
 
 
 async def test(call: Call) -> Answer:
