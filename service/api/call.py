@@ -218,7 +218,7 @@ def _require_own(call: Call, noun: type[OwnedT], found: OwnedT | None) -> OwnedT
     return found
 
 
-async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
+async def read_own_page(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
     """Return a page of the tenant's rows of a source, without a filter."""
     return await pages.read(tx, source, page, {"tenant": tenant})
 
@@ -256,14 +256,10 @@ def _no_json(body: bytes, error: Exception) -> Problem:
 
 
 def _has_lone_surrogate(body: bytes) -> bool:
-    try:
-        document = json.loads(body)  # It takes them, unlike msgspec.
-    except (ValueError, RecursionError):
-        return False
-    try:
-        json.dumps(document, ensure_ascii=False).encode()
+    try:  # The standard library decodes them, unlike msgspec.
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
-    except RecursionError:
+    except (ValueError, RecursionError):  # No JSON, or too deep.
         return False
     return False

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from service.api import idempotency, subscribers
-from service.api.call import ID, Answer, Call, answer, answer_page, get_own, lock_own, read_own
+from service.api.call import ID, Answer, Call, answer, answer_page, get_own, lock_own, read_own_page
 from service.api.checks import EventTypes, Rate, type_errors
 from service.api.problem import FieldError, conflict, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
@@ -88,7 +88,7 @@ async def get(tx: Transaction, call: Call) -> Replay:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    return await answer_page(call, "rpl", Replay, read_own, pages.Source(table="replays"))
+    return await answer_page(call, "rpl", Replay, read_own_page, pages.Source(table="replays"))
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
