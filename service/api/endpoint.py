@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -37,13 +36,12 @@ from service.model.errors import (
 )
 from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
 from service.store import keys
-from service.store.database import Unit
 from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
 _SAFE = ("GET", "HEAD")
-_TOO_MUCH = "looks at too much"  # The details hold the messages: no client has to show both.
+_TOO_MUCH = "looks at too much"  # `detail` repeats such a message: no client has to show both.
 _WITH_KEY = "Repeat it with the same Idempotency-Key."
 _EARLIER_TRY = "An earlier try with this key may have: repeat it with the same Idempotency-Key."
 _WITHOUT_KEY = "A repeat is safe only with the Idempotency-Key of the first try; this had none."
@@ -113,10 +111,17 @@ async def _run(call: Call, operation: Operation) -> Answer:
         path = operation.path.format(**call.path)
         name = f"{operation.method} {path}{' by an operator' * is_operator}"
         return await idempotency.once(call, name, operation.creates, operation.run)
-    if operation.unit is None:
-        result = await operation.run(call)
-    else:
-        result = await _run_unit(call, operation.unit, operation.run)
+    database, unit = call.database, operation.run
+    match operation.unit:
+        case None:
+            result = await operation.run(call)
+        case "search":
+            result = await database.search(call.tenant, unit, call)
+        case "read":
+            result = await database.read(unit, call)
+        case "write":
+            held_bytes = len(call.body)
+            result = await database.write(unit, call, tenant=call.tenant, held_bytes=held_bytes)
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
@@ -135,14 +140,6 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
         details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
     who = {"key_id": call.key.id, "tenant": call.tenant}
     _log.info("audit", act=act, id=id_, **who, **details)
-
-
-async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
-    if kind == "search":
-        return await call.database.search(call.tenant, unit, call)
-    if kind == "read":
-        return await call.database.read(unit, call)
-    return await call.database.write(unit, call, tenant=call.tenant, held_bytes=len(call.body))
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
