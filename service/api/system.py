@@ -38,9 +38,8 @@ async def readyz(call: Call) -> Answer:
     if call.parts.is_off:
         checks["worker"] = NO_WORKER
     # Trouble of upstream is shown only: no restart of this process would end it.
-    troubled = sorted(call.parts.poller.sightings.paths.troubled)
-    checks["upstream"] = f"Upstream declines all questions on {', '.join(troubled)}."
-    checks["upstream"] = checks["upstream"] if troubled else "ok"
+    troubled = ", ".join(sorted(call.parts.poller.sightings.paths.troubled))
+    checks["upstream"] = f"Upstream declines all questions on {troubled}." if troubled else "ok"
     plain = {name: str(check) for name, check in checks.items()}
     content = {"status": "ready" if ready else "unready", "checks": plain}
     response = answer(content, 200 if ready else 503)
