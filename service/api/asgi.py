@@ -224,10 +224,9 @@ def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = la
 
 
 def request_id_of(scope: Scope, now: int) -> str:
-    """Return the request's id: the client's own if it is safe to repeat, else a new one."""
-    if "request_id" in scope.get("state", {}):
-        known: str = scope["state"]["request_id"]
-        return known
+    """Return the request's id: the one it has, else the client's if it is safe, else a new one."""
+    if known := scope.get("state", {}).get("request_id"):
+        return str(known)
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")

@@ -220,7 +220,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         return _NO_KEY
     scheme, _, secret = (read_header(request.headers, "Authorization") or "").partition(" ")
     secret = secret.strip()
-    # The dashboard sets it, which calls the API in this process. No client can.
+    # Set by the dashboard, which calls the API in this process. No client can set it.
     key: Key | None = request.scope["state"].get("acting_key")
     if key is None and scheme.lower() == "bearer" and secret.startswith(KEY_PREFIX):
         key = await find_key(parts.context, keys.digest(secret))

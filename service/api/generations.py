@@ -45,7 +45,7 @@ from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
 
-# A refused upstream key is genhook's fault; lack of credits stays 402.
+# By upstream's status. A refused upstream key is genhook's fault; lack of credits stays 402.
 _REFUSALS = {
     401: (502, "upstream_unauthorized"),
     403: (502, "upstream_unauthorized"),
@@ -121,9 +121,8 @@ async def _answer_submission(
 
 def _prefers_async(call: Call) -> bool:
     """Whether the client wants no wait (RFC 7240 section 4.1), in one header or several."""
-    values = [value for name, value in call.headers.items() if name == "prefer"]
-    words = [word.partition(";")[0].strip().lower() for word in ",".join(values).split(",")]
-    return "respond-async" in words
+    values = ",".join(call.headers.getlist("prefer")).split(",")
+    return "respond-async" in [value.partition(";")[0].strip().lower() for value in values]
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
@@ -145,13 +144,13 @@ async def get(call: Call) -> Answer:
     loop, id_ = asyncio.get_running_loop(), call.path["id"]
     ends_at = loop.time() + seconds
     ended = call.context.waiters.setdefault(id_, asyncio.Event())
-    is_there = True
+    is_client_there = True
     while True:
         generation = await call.database.read(get_own, call, Generation)
-        is_over = loop.time() >= ends_at or call.context.stopping.is_set() or not is_there
+        is_over = loop.time() >= ends_at or call.context.stopping.is_set() or not is_client_there
         if generation.is_terminal or is_over:
             return answer(generation.view())
-        is_there = await wait_for_end(call.context, ended, ends_at, call.receive)
+        is_client_there = await wait_for_end(call.context, ended, ends_at, call.receive)
         await call.database.read(_require_live_key, call)
 
 
