@@ -195,16 +195,16 @@ async def answer_page(
 
     `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
     """
-    found, after = await call.database.search(
+    page_rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list(rows.view_rows(noun, found), after)
+    return answer_list(rows.view_rows(noun, page_rows), after)
 
 
 async def get_own(tx: Transaction, call: Call, noun: type[OwnedT], id_: str = "") -> OwnedT:
     """Return the tenant's noun with this id, by default the path's; Problem 404 without one."""
-    found = await rows.read_by_id(tx, noun, id_ or call.path["id"], call.tenant)
-    return _require_own(call, noun, found)
+    resource = await rows.read_by_id(tx, noun, id_ or call.path["id"], call.tenant)
+    return _require_own(call, noun, resource)
 
 
 async def lock_own(tx: Transaction, call: Call, noun: type[OwnedT]) -> OwnedT:
@@ -212,10 +212,10 @@ async def lock_own(tx: Transaction, call: Call, noun: type[OwnedT]) -> OwnedT:
     return _require_own(call, noun, await rows.lock_by_id(tx, noun, call.path["id"], call.tenant))
 
 
-def _require_own(call: Call, noun: type[OwnedT], found: OwnedT | None) -> OwnedT:
-    if found is None or found.tenant != call.tenant:
+def _require_own(call: Call, noun: type[OwnedT], resource: OwnedT | None) -> OwnedT:
+    if resource is None or resource.tenant != call.tenant:
         raise not_found(noun.__name__.lower())
-    return found
+    return resource
 
 
 async def read_own_page(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
