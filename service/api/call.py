@@ -1,4 +1,4 @@
-"""An API call, what the process offers to answer it, and answers in JSON."""
+"""An API call, the worker of its process, and answers in JSON."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-class Parts(Protocol):
+class Worker(Protocol):
     """The worker of a started process, as far as the API uses it."""
 
     context: Context
@@ -59,14 +59,14 @@ class Parts(Protocol):
 
     @property
     def is_off(self) -> bool:
-        """True if no worker was started in this process."""
+        """True if its loops were not started."""
 
     @property
     def problem(self) -> str | None:
-        """Why the worker that should run in this process does not, as a sentence; or None."""
+        """Why the loops that were started do not run, as a sentence; or None."""
 
     async def drive(self, generation_id: str) -> None:
-        """Where no worker runs, do the work that a request made due; nothing is raised."""
+        """With GENHOOK_WORKER=off, do the work that a request made due; nothing is raised."""
 
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return the counts of rows."""
@@ -86,7 +86,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     claim: its `Idempotency-Key`, which is stored with what it creates.
     """
 
-    parts: Parts
+    worker: Worker
     context: Context
     database: Database
     key: Key

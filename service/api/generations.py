@@ -92,10 +92,10 @@ async def _create(call: Call, new: NewGeneration) -> Answer:
         new_row = call.context, call.tenant, call.resource_id, new, has_place
         return idempotency.create(call, submit.store_new, *new_row)
 
-    accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
+    accepted = await call.worker.submitter.accept(call.tenant, call.resource_id, store)
     answered = await idempotency.keep(call, await _answer_submission(call, *accepted))
     if not _prefers_async(call):
-        await call.parts.drive(call.resource_id)
+        await call.worker.drive(call.resource_id)
     return answered
 
 
@@ -237,7 +237,7 @@ async def refresh(call: Call) -> Answer:
     generation, paused_until = await call.database.read(_get_with_pause, call)
     if generation.is_final:
         return answer(generation.view())
-    task = call.parts.poller.refresh(generation, paused_until, call.context.clock())
+    task = call.worker.poller.refresh(generation, paused_until, call.context.clock())
     if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
     generation = await call.database.read(get_own, call, Generation)

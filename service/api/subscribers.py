@@ -242,7 +242,7 @@ async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
     subscriber = await call.database.read(get, call)
     try:
-        tested = await send_test(call.parts.dispatcher, subscriber)
+        tested = await send_test(call.worker.dispatcher, subscriber)
     except SenderClosed as error:
         detail = "The request may have been stored: the service stops. The test may have been sent."
         raise unavailable(detail) from error
