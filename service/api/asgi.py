@@ -72,7 +72,7 @@ def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, A
 async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size, held_bytes, is_complete = 0, 0, False
-    # Before it is received: to receive is to ask for it, if the client expects 100 (Continue).
+    # Checked before `receive`, which asks a client that expects 100 (Continue) for the body.
     if _read_content_length(scope) > bytes_max:
         raise _too_large(bytes_max)
     try:
@@ -186,7 +186,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
             try:
                 await app(scope, receive, send_with_id)
             except Exception:
-                # Starlette answers with 500 and raises again what `_refuse` has logged.
+                # Starlette answers with 500 and raises again what the API has logged.
                 if not is_answered:
                     raise
 
@@ -224,10 +224,9 @@ def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = la
 
 
 def request_id_of(scope: Scope, now: int) -> str:
-    """Return the request's id: the client's own if it is safe to repeat, else a new one."""
-    if "request_id" in scope.get("state", {}):
-        known: str = scope["state"]["request_id"]
-        return known
+    """Return the request's id: the one it has, else the client's if it is safe, else a new one."""
+    if known := scope.get("state", {}).get("request_id"):
+        return str(known)
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")

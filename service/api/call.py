@@ -1,4 +1,4 @@
-"""An API call, what the process offers to answer it, and answers in JSON."""
+"""An API call, the worker of its process, and answers in JSON."""
 
 import contextlib
 import json
@@ -18,26 +18,21 @@ from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model import json_input
+from service.model.delivery import Delivery
+from service.model.event import Event
+from service.model.generation import Generation
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
-from service.store import pages
+from service.model.replay import Replay
+from service.model.subscriber import Subscriber
+from service.store import pages, rows
 from service.store.database import Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
-from service.store.rows import view_rows
 from service.store.writes import Database
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
-
-
-class Owned(Protocol):
-    """A resource of a tenant."""
-
-    @property
-    def tenant(self) -> str:
-        """The tenant that it belongs to."""
-
-
-OwnedT = TypeVar("OwnedT", bound=Owned)
+# The nouns that belong to a tenant.
+OwnedT = TypeVar("OwnedT", Delivery, Event, Generation, Key, Replay, Subscriber)
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 AFTER_RULE = "must be the `next` of an earlier page"
@@ -47,7 +42,7 @@ ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-class Parts(Protocol):
+class Worker(Protocol):
     """The worker of a started process, as far as the API uses it."""
 
     context: Context
@@ -64,14 +59,14 @@ class Parts(Protocol):
 
     @property
     def is_off(self) -> bool:
-        """True if no worker was started in this process."""
+        """True if its loops were not started."""
 
     @property
     def problem(self) -> str | None:
-        """Why the worker that should run in this process does not, as a sentence; or None."""
+        """Why the loops that were started do not run, as a sentence; or None."""
 
     async def drive(self, generation_id: str) -> None:
-        """Where no worker runs, do the work that a request made due; nothing is raised."""
+        """With GENHOOK_WORKER=off, do the work that a request made due; nothing is raised."""
 
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return the counts of rows."""
@@ -91,7 +86,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     claim: its `Idempotency-Key`, which is stored with what it creates.
     """
 
-    parts: Parts
+    worker: Worker
     context: Context
     database: Database
     key: Key
@@ -104,12 +99,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     receive: Receive  # After the body, it returns only that the client hung up.
     resource_id: str = ""
     claim: Claim | None = None
-
-    def require_own(self, noun: str, resource: OwnedT | None) -> OwnedT:
-        """Return the resource; Problem 404 if there is none, or if another tenant has it."""
-        if resource is None or resource.tenant != self.tenant:
-            raise not_found(noun)
-        return resource
 
     def decode(self, type_: type[BodyT], *, empty: bytes = b"") -> BodyT:
         """Decode the body, else `empty`.
@@ -206,13 +195,30 @@ async def answer_page(
 
     `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
     """
-    rows, after = await call.database.search(
+    page_rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list(view_rows(noun, rows), after)
+    return answer_list(rows.view_rows(noun, page_rows), after)
 
 
-async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
+async def get_own(tx: Transaction, call: Call, noun: type[OwnedT], id_: str = "") -> OwnedT:
+    """Return the tenant's noun with this id, by default the path's; Problem 404 without one."""
+    resource = await rows.read_by_id(tx, noun, id_ or call.path["id"], call.tenant)
+    return _require_own(call, noun, resource)
+
+
+async def lock_own(tx: Transaction, call: Call, noun: type[OwnedT]) -> OwnedT:
+    """Like `get_own`, and lock the row, as whoever changes it must."""
+    return _require_own(call, noun, await rows.lock_by_id(tx, noun, call.path["id"], call.tenant))
+
+
+def _require_own(call: Call, noun: type[OwnedT], resource: OwnedT | None) -> OwnedT:
+    if resource is None or resource.tenant != call.tenant:
+        raise not_found(noun.__name__.lower())
+    return resource
+
+
+async def read_own_page(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
     """Return a page of the tenant's rows of a source, without a filter."""
     return await pages.read(tx, source, page, {"tenant": tenant})
 
@@ -250,14 +256,10 @@ def _no_json(body: bytes, error: Exception) -> Problem:
 
 
 def _has_lone_surrogate(body: bytes) -> bool:
-    try:
-        document = json.loads(body)  # It takes them, unlike msgspec.
-    except (ValueError, RecursionError):
-        return False
-    try:
-        json.dumps(document, ensure_ascii=False).encode()
+    try:  # The standard library decodes them, unlike msgspec.
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
-    except RecursionError:
+    except (ValueError, RecursionError):  # No JSON, or too deep.
         return False
     return False

@@ -20,7 +20,7 @@ from service.upstream import reading
 
 # The tenant of callbacks without a valid token: they may be anybody's, so only operators see them.
 UNOWNED = ""
-# To redact so much takes up to 6 ms, where it is nothing but texts under secret names and escapes.
+# Redacting so much takes up to 6 ms: the worst are texts under secret names, and escapes.
 SHOWN_ON_LOOP_BYTES = 16_384
 
 

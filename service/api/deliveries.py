@@ -1,7 +1,7 @@
 """Deliveries: list them, get one with its attempts, retry one."""
 
-from service.api.call import Answer, Call, answer, answer_page
-from service.api.problem import Problem, require, subscriber_disabled
+from service.api.call import Answer, Call, answer, answer_page, get_own, lock_own
+from service.api.problem import Problem, subscriber_disabled
 from service.model.attempt import Attempt
 from service.model.delivery import STATUSES, Delivery
 from service.model.subscriber import Subscriber
@@ -20,19 +20,14 @@ async def list_(call: Call) -> Answer:
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/deliveries/{id}: with its attempts."""
-    delivery = await _get(tx, call)
+    delivery = await get_own(tx, call, Delivery)
     attempts = await rows.read_all(tx, Attempt, "attempts_of_delivery", delivery_id=delivery.id)
     return answer({**delivery.view(), "attempts": [attempt.view() for attempt in attempts]})
 
 
-async def _get(tx: Transaction, call: Call) -> Delivery:
-    return require("delivery", await rows.read_by_id(tx, Delivery, call.path["id"], call.tenant))
-
-
 async def retry(tx: Transaction, call: Call) -> Answer:
     """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
-    locked = await rows.lock_by_id(tx, Delivery, call.path["id"], call.tenant)
-    delivery = require("delivery", locked)
+    delivery = await lock_own(tx, call, Delivery)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
     subscriber = await rows.read_by_id(tx, Subscriber, delivery.subscriber_id)
@@ -42,4 +37,4 @@ async def retry(tx: Transaction, call: Call) -> Answer:
         raise subscriber_disabled()
     await deliveries.retry(tx, delivery)
     tx.after_commit(call.context.inbox.refill, delivery.subscriber_id)
-    return answer((await _get(tx, call)).view(), 202)
+    return answer((await get_own(tx, call, Delivery)).view(), 202)

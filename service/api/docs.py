@@ -4,13 +4,12 @@ Swagger UI is in swagger_ui/. The page has relative links only: a proxy may add 
 """
 
 import asyncio
-from importlib.resources import files
 from pathlib import Path
 
 from service.api.call import Answer, Call
 from service.api.problem import not_found
 
-FOLDER = Path(str(files("service"))) / "api/swagger_ui"
+FOLDER = Path(__file__).with_name("swagger_ui")
 MEDIA_TYPES = {
     "start.js": "text/javascript",
     "swagger-ui-bundle.js": "text/javascript",
@@ -25,7 +24,7 @@ POLICY = (
 
 def document() -> bytes:
     """Read openapi.yaml, from the package or the checkout."""
-    packaged = Path(str(files("service"))) / "openapi.yaml"
+    packaged = Path(__file__).parents[1] / "openapi.yaml"
     return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp
 
 from service.api import idempotency
 from service.api.asgi import DisconnectedError, read_body, with_request_ids
-from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query, read_header
+from service.api.call import Answer, Call, Worker, answer, answer_problem, bad_query, read_header
 from service.api.problem import (
     FieldError,
     Problem,
@@ -36,14 +35,14 @@ from service.model.errors import (
     UnstoredError,
 )
 from service.model.key import DEFAULT_TENANT, KEY_PREFIX, Key
+from service.settings import Settings
 from service.store import keys
-from service.store.database import Unit
 from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
 _SAFE = ("GET", "HEAD")
-_TOO_MUCH = "looks at too much"  # The details hold the messages: no client has to show both.
+_TOO_MUCH = "looks at too much"  # `detail` repeats such a message: no client has to show both.
 _WITH_KEY = "Repeat it with the same Idempotency-Key."
 _EARLIER_TRY = "An earlier try with this key may have: repeat it with the same Idempotency-Key."
 _WITHOUT_KEY = "A repeat is safe only with the Idempotency-Key of the first try; this had none."
@@ -63,36 +62,37 @@ class NoFields(msgspec.Struct, forbid_unknown_fields=True):
     """
 
 
-def build(parts: Parts) -> ASGIApp:
+def build(worker: Worker) -> ASGIApp:
     """Build the API as an ASGI application."""
     routes = [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
         by_method = {operation.method: operation for operation in operations}
-        routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
+        routes.append(Route(path, partial(_serve, worker, by_method), methods=list(by_method)))
     errors = (Problem, HTTPException, StorageError, VaultError, DisconnectedError, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
-    return with_request_ids(app, parts.context.clock)
+    return with_request_ids(app, worker.context.clock)
 
 
 async def _not_found(_request: Request) -> Answer:
     raise HTTPException(404)
 
 
-async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Answer:
+async def _serve(worker: Worker, by_method: Mapping[str, Operation], request: Request) -> Answer:
     operation = by_method["GET" if request.method == "HEAD" else request.method]
     request.state.operation = operation
-    key = await _authenticate(operation, parts, request)
+    context = worker.context
+    key = await _authenticate(operation, context, request)
     call = Call(
-        parts=parts,
-        context=parts.context,
-        database=parts.context.database,
+        worker=worker,
+        context=context,
+        database=context.database,
         key=key,
         tenant=key.tenant,
         path=request.path_params,
         query=_read_query(operation, request),
         headers=request.headers,
-        body=await _read_body(operation, parts, request),
+        body=await _read_body(operation, context.settings, request),
         request_id=request.state.request_id,
         receive=request.receive,
     )
@@ -113,10 +113,17 @@ async def _run(call: Call, operation: Operation) -> Answer:
         path = operation.path.format(**call.path)
         name = f"{operation.method} {path}{' by an operator' * is_operator}"
         return await idempotency.once(call, name, operation.creates, operation.run)
-    if operation.unit is None:
-        result = await operation.run(call)
-    else:
-        result = await _run_unit(call, operation.unit, operation.run)
+    database, unit = call.database, operation.run
+    match operation.unit:
+        case None:
+            result = await operation.run(call)
+        case "search":
+            result = await database.search(call.tenant, unit, call)
+        case "read":
+            result = await database.read(unit, call)
+        case "write":
+            held_bytes = len(call.body)
+            result = await database.write(unit, call, tenant=call.tenant, held_bytes=held_bytes)
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
@@ -135,14 +142,6 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
         details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
     who = {"key_id": call.key.id, "tenant": call.tenant}
     _log.info("audit", act=act, id=id_, **who, **details)
-
-
-async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
-    if kind == "search":
-        return await call.database.search(call.tenant, unit, call)
-    if kind == "read":
-        return await call.database.read(unit, call)
-    return await call.database.write(unit, call, tenant=call.tenant, held_bytes=len(call.body))
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
@@ -212,9 +211,9 @@ _ADMIN_KEY = Key(
 )
 
 
-async def _authenticate(operation: Operation, parts: Parts, request: Request) -> Key:
+async def _authenticate(operation: Operation, context: Context, request: Request) -> Key:
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
-    scope, settings = operation.scope, parts.context.settings
+    scope, settings = operation.scope, context.settings
     if operation.path == "/metrics" and not settings.open_metrics:
         scope = "operator"  # The metrics are those of all tenants.
     if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
@@ -223,10 +222,10 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         return _NO_KEY
     scheme, _, secret = (read_header(request.headers, "Authorization") or "").partition(" ")
     secret = secret.strip()
-    # The dashboard sets it, which calls the API in this process. No client can.
+    # Set by the dashboard, which calls the API in this process. No client can set it.
     key: Key | None = request.scope["state"].get("acting_key")
     if key is None and scheme.lower() == "bearer" and secret.startswith(KEY_PREFIX):
-        key = await find_key(parts.context, keys.digest(secret))
+        key = await find_key(context, keys.digest(secret))
     if key is None:
         headers = {"www-authenticate": "Bearer"}
         detail = "The API key is unknown or revoked." if secret else _KEY_NEEDED
@@ -277,8 +276,7 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     return query
 
 
-async def _read_body(operation: Operation, parts: Parts, request: Request) -> bytes:
-    settings = parts.context.settings
+async def _read_body(operation: Operation, settings: Settings, request: Request) -> bytes:
     if operation.method == "GET":
         return b""  # A body of a GET means nothing (RFC 9110 section 9.3.1).
     limits = settings.request_body_bytes, settings.body_seconds

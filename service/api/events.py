@@ -2,10 +2,9 @@
 
 import msgspec
 
-from service.api.call import Answer, Call, answer_list
-from service.api.problem import require
+from service.api.call import Answer, Call, answer_list, get_own
 from service.model.event import EVENT_TYPES, Event
-from service.store import events, rows
+from service.store import events
 from service.store.database import Transaction
 
 
@@ -27,5 +26,4 @@ async def list_(call: Call) -> Answer:
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/events/{id}: the bytes that are sent to subscribers."""
-    event = require("event", await rows.read_by_id(tx, Event, call.path["id"], call.tenant))
-    return Answer(event.body, media_type="application/json")
+    return Answer((await get_own(tx, call, Event)).body, media_type="application/json")

@@ -81,9 +81,8 @@ def _first_error(document: dict[str, Any], type_: type[msgspec.Struct]) -> Field
 
 
 def _top_name(error: FieldError) -> str:
-    return (
-        error.pointer.split("/")[1].replace("~1", "/").replace("~0", "~") if error.pointer else ""
-    )
+    name = error.pointer.partition("/")[2].partition("/")[0]
+    return name.replace("~1", "/").replace("~0", "~")
 
 
 def field_error(text: str, type_: type[msgspec.Struct], document: Any = None) -> FieldError:

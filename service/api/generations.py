@@ -18,6 +18,8 @@ from service.api.call import (
     answer_page,
     answer_problem,
     bad_query,
+    get_own,
+    lock_own,
 )
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors, metadata_errors
 from service.api.problem import FieldError, Problem, conflict, refuse_fields
@@ -43,7 +45,7 @@ from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
 
-# A refused upstream key is genhook's fault; lack of credits stays 402.
+# By upstream's status. A refused upstream key is genhook's fault; lack of credits stays 402.
 _REFUSALS = {
     401: (502, "upstream_unauthorized"),
     403: (502, "upstream_unauthorized"),
@@ -74,7 +76,7 @@ async def create(call: Call) -> Answer:
 
 async def retry(call: Call) -> Answer:
     """POST /v1/generations/{id}/retry: a new generation with the old request; as `create`."""
-    old = await call.database.read(_get, call)
+    old = await call.database.read(get_own, call, Generation)
     if old.status not in RETRYABLE:
         raise Problem(409, "not_retryable", f"The generation is {old.status}.")
     request = {name: getattr(old, name) for name in NewGeneration.__struct_fields__}
@@ -90,10 +92,10 @@ async def _create(call: Call, new: NewGeneration) -> Answer:
         new_row = call.context, call.tenant, call.resource_id, new, has_place
         return idempotency.create(call, submit.store_new, *new_row)
 
-    accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
+    accepted = await call.worker.submitter.accept(call.tenant, call.resource_id, store)
     answered = await idempotency.keep(call, await _answer_submission(call, *accepted))
     if not _prefers_async(call):
-        await call.parts.drive(call.resource_id)
+        await call.worker.drive(call.resource_id)
     return answered
 
 
@@ -119,9 +121,8 @@ async def _answer_submission(
 
 def _prefers_async(call: Call) -> bool:
     """Whether the client wants no wait (RFC 7240 section 4.1), in one header or several."""
-    values = [value for name, value in call.headers.items() if name == "prefer"]
-    words = [word.partition(";")[0].strip().lower() for word in ",".join(values).split(",")]
-    return "respond-async" in words
+    values = ",".join(call.headers.getlist("prefer")).split(",")
+    return "respond-async" in [value.partition(";")[0].strip().lower() for value in values]
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
@@ -134,16 +135,6 @@ def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
 
 
-async def _get(tx: Transaction, call: Call) -> Generation:
-    """Return the generation of the path; Problem 404 unless the tenant has it."""
-    return call.require_own("generation", await rows.read_by_id(tx, Generation, call.path["id"]))
-
-
-async def _lock(tx: Transaction, call: Call) -> Generation:
-    """Like `_get`, and lock it, to change it."""
-    return call.require_own("generation", await rows.lock_by_id(tx, Generation, call.path["id"]))
-
-
 async def get(call: Call) -> Answer:
     """GET /v1/generations/{id}: with `wait`, once it is terminal or so many seconds have passed.
 
@@ -153,13 +144,13 @@ async def get(call: Call) -> Answer:
     loop, id_ = asyncio.get_running_loop(), call.path["id"]
     ends_at = loop.time() + seconds
     ended = call.context.waiters.setdefault(id_, asyncio.Event())
-    is_there = True
+    is_client_there = True
     while True:
-        generation = await call.database.read(_get, call)
-        is_over = loop.time() >= ends_at or call.context.stopping.is_set() or not is_there
+        generation = await call.database.read(get_own, call, Generation)
+        is_over = loop.time() >= ends_at or call.context.stopping.is_set() or not is_client_there
         if generation.is_terminal or is_over:
             return answer(generation.view())
-        is_there = await wait_for_end(call.context, ended, ends_at, call.receive)
+        is_client_there = await wait_for_end(call.context, ended, ends_at, call.receive)
         await call.database.read(_require_live_key, call)
 
 
@@ -195,7 +186,7 @@ async def list_(call: Call) -> Answer:
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline: the entries, oldest first, at most TIMELINE_MAX."""
-    generation = await _get(tx, call)
+    generation = await get_own(tx, call, Generation)
     id_ = generation.id
     entries = [_entry(generation.created_at, "stored", id_, "The request was stored.")]
     if generation.submitted_at is not None:
@@ -238,7 +229,7 @@ def _attempt(row: Row) -> dict[str, Any]:
 
 
 async def _get_with_pause(tx: Transaction, call: Call) -> tuple[Generation, int]:
-    return await _get(tx, call), await generations.get_pause(tx)
+    return await get_own(tx, call, Generation), await generations.get_pause(tx)
 
 
 async def refresh(call: Call) -> Answer:
@@ -246,16 +237,16 @@ async def refresh(call: Call) -> Answer:
     generation, paused_until = await call.database.read(_get_with_pause, call)
     if generation.is_final:
         return answer(generation.view())
-    task = call.parts.poller.refresh(generation, paused_until, call.context.clock())
+    task = call.worker.poller.refresh(generation, paused_until, call.context.clock())
     if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
-    generation = await call.database.read(_get, call)
+    generation = await call.database.read(get_own, call, Generation)
     return answer(generation.view())
 
 
 async def cancel(tx: Transaction, call: Call) -> Generation:
     """POST /v1/generations/{id}/cancel: canceling again changes nothing; 409 if it has ended."""
-    generation = await _lock(tx, call)
+    generation = await lock_own(tx, call, Generation)
     if generation.status == "canceled":
         return generation
     if generation.is_terminal:
@@ -265,7 +256,7 @@ async def cancel(tx: Transaction, call: Call) -> Generation:
 
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/generations/{id}: 409 while it is open. Attempts under way go on."""
-    generation = await _lock(tx, call)
+    generation = await lock_own(tx, call, Generation)
     if not generation.is_terminal:
         raise conflict(f"The generation is {generation.status}: cancel it first.")
     for subscriber_id in await erasure.erase(tx, generation):

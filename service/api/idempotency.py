@@ -94,14 +94,14 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
 async def keep(call: Call, response: Answer) -> Answer:
     """Store the answer of a request whose resource is already stored; return the answer.
 
-    Over ANSWER_BYTES_MAX it is not stored: a repeat gets the resource as it then is.
+    If it is over ANSWER_BYTES_MAX or storage fails, a repeat gets the resource as it then is.
     """
     if call.claim is not None and len(response.body) <= ANSWER_BYTES_MAX:
         answered = call.claim.key, call.resource_id, _seal(call, call.claim, response)
         store = idempotency.store_answer
         try:
             await call.database.write(store, call.tenant, *answered, tenant=call.tenant)
-        except StorageError as error:  # A repeat gets the resource as it then is.
+        except StorageError as error:
             _log.warning("answer.not_kept", error=str(error))
     return response
 

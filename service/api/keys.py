@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from service.api import idempotency
-from service.api.call import Answer, Call, answer, answer_page, read_own
+from service.api.call import Answer, Call, answer, answer_page, get_own, read_own_page
 from service.api.checks import NO_CONTROLS
 from service.api.problem import FieldError, Problem, refuse_fields, require
 from service.delivery.tenants import ensure
@@ -49,13 +49,14 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> Answer:
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
     call = msgspec.structs.replace(call, tenant=call.query_tenant())
-    return await answer_page(call, "key", Key, read_own, pages.Source(table="keys"))
+    return await answer_page(call, "key", Key, read_own_page, pages.Source(table="keys"))
 
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    tenant = None if call.key.has("operator") else call.tenant
-    return require("key", await rows.read_by_id(tx, Key, call.path["id"], tenant))
+    if call.key.has("operator"):
+        return require("key", await rows.read_by_id(tx, Key, call.path["id"]))
+    return await get_own(tx, call, Key)
 
 
 async def revoke(tx: Transaction, call: Call) -> None:

@@ -51,6 +51,7 @@ class CallbackReceiver:
     ) -> None:
         self._context = context
         self._drive = drive
+        # Always the same object: only items of the same unit share a batch.
         self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Limiter()
         self._signature = signatures.configured(context.settings)

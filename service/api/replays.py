@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from service.api import idempotency, subscribers
-from service.api.call import ID, Answer, Call, answer, answer_page, read_own
+from service.api.call import ID, Answer, Call, answer, answer_page, get_own, lock_own, read_own_page
 from service.api.checks import EventTypes, Rate, type_errors
 from service.api.problem import FieldError, conflict, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
-from service.store import pages, rows
+from service.store import pages
 from service.store.database import Transaction
 
 Time = Annotated[str, msgspec.Meta(max_length=64)]
@@ -83,17 +83,17 @@ def _check(new: New) -> tuple[int, int]:
 
 async def get(tx: Transaction, call: Call) -> Replay:
     """GET /v1/replays/{id}."""
-    return call.require_own("replay", await rows.read_by_id(tx, Replay, call.path["id"]))
+    return await get_own(tx, call, Replay)
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    return await answer_page(call, "rpl", Replay, read_own, pages.Source(table="replays"))
+    return await answer_page(call, "rpl", Replay, read_own_page, pages.Source(table="replays"))
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling again changes nothing; 409 if it is done."""
-    replay = call.require_own("replay", await rows.lock_by_id(tx, Replay, call.path["id"]))
+    replay = await lock_own(tx, call, Replay)
     if replay.status == "done":
         raise conflict("The replay is done: all its deliveries exist.")
     if replay.status == "running":

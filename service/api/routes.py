@@ -65,7 +65,6 @@ _MODELS = {"limit", "after", "kind", "callbacks", "sort"}
 _USAGE = {"since", "until", "model", "tenant"}
 _GENERATION = "/v1/generations/{id}"
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
-_ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
 OPERATIONS = (
     Operation(
@@ -129,7 +128,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST",
-        _ROTATE,
+        f"{_SUBSCRIBER}/rotate-secret",
         subscribers.rotate_secret,
         "manage",
         creates="rot",
@@ -144,7 +143,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST",
-        _ROTATE_OWN,
+        "/v1/signing-secret/rotate",
         signing_secret.rotate,
         "manage",
         creates="rot",

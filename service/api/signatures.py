@@ -83,7 +83,7 @@ def _encode_base64(mac: bytes) -> str:
     return binascii.b2a_base64(mac, newline=False).decode()
 
 
-def read_wavespeed_secret(text: str) -> bytes:
+def _read_wavespeed_secret(text: str) -> bytes:
     """Return the bytes of the text after `whsec_`; ValueError without it."""
     key = text.removeprefix(signing.SECRET_PREFIX)
     if key == text or not key:
@@ -91,7 +91,7 @@ def read_wavespeed_secret(text: str) -> bytes:
     return key.encode()
 
 
-def read_kie_secret(text: str) -> bytes:
+def _read_kie_secret(text: str) -> bytes:
     """Return the bytes of the text; ValueError if it is empty."""
     if not text:
         raise ValueError("a kie.ai secret is not empty")
@@ -147,8 +147,8 @@ SCHEMES: Mapping[str, Scheme] = {
     "standard": Scheme(
         partial(_read_webhook, "v1,"), signing.decode_secret, _encode_base64, proves_body=True
     ),
-    "wavespeed": Scheme(_read_wavespeed, read_wavespeed_secret, bytes.hex, proves_body=True),
-    "kie": Scheme(_read_kie, read_kie_secret, _encode_base64, proves_body=False),
+    "wavespeed": Scheme(_read_wavespeed, _read_wavespeed_secret, bytes.hex, proves_body=True),
+    "kie": Scheme(_read_kie, _read_kie_secret, _encode_base64, proves_body=False),
 }
 
 

@@ -20,46 +20,39 @@ from service.store.vault import VaultError
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a rotation."""
 
-    secret: str | None = None
+    secret: str | None = None  # By default a new one.
     overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=604_800)] = 86_400
 
 
 async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
-    """Answer with the result of `rotate(tx, call, secret, overlap_seconds)`.
-
-    The secret is that of the body, or a new one.
-    """
+    """Answer with the secrets that `rotate(tx, call, rotation)` returns and stores."""
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
-    secret = rotation.secret or signing.new_secret(call.context.random_bytes)
-    arguments = call, rotate, secret, rotation.overlap_seconds
-    return await idempotency.create(call, _answer_rotated, *arguments)
+    return await idempotency.create(call, _answer_rotated, call, rotate, rotation)
 
 
 async def _answer_rotated(
-    tx: Transaction, call: Call, rotate: Unit[Secrets], secret: str, overlap_seconds: int
+    tx: Transaction, call: Call, rotate: Unit[Secrets], rotation: Rotation
 ) -> Answer:
-    return answer_secrets(call, await rotate(tx, call, secret, overlap_seconds))
+    return answer_secrets(call, await rotate(tx, call, rotation))
 
 
 def rotate_sealed(
-    call: Call, sealed: bytes, owner_id: str, rotation: tuple[str, int], now: int, **kind: bool
+    call: Call, sealed: bytes, owner_id: str, rotation: Rotation, now: int, **kind: bool
 ) -> tuple[Secrets, bytes]:
     """Return the rotated secrets of an owner, plain and sealed.
 
-    rotation: the new secret, and the overlap in seconds. kind: the options of
-    `signing.new_secrets`. Secrets whose secret key was lost are replaced, but only without an
-    overlap; VaultError otherwise: another process may have the key, and sign with them.
+    kind: the options of `signing.new_secrets`. Secrets whose secret key was lost are replaced, but
+    only without an overlap; VaultError otherwise: another process may have the key, and sign with
+    them.
     """
-    vault = call.context.vault
-    secret, overlap_seconds = rotation
-    fresh = signing.new_secrets(call.context.random_bytes, secret=secret, **kind)
+    vault, overlap_seconds = call.context.vault, rotation.overlap_seconds
+    secrets = signing.new_secrets(call.context.random_bytes, secret=rotation.secret, **kind)
     try:
-        secrets = signing.unseal(vault, sealed, owner_id).rotated(fresh, overlap_seconds, now)
+        secrets = signing.unseal(vault, sealed, owner_id).rotated(secrets, overlap_seconds, now)
     except VaultError:
         if overlap_seconds:
             raise
-        secrets = fresh
     return secrets, signing.seal(vault, secrets, owner_id)
 
 
@@ -88,8 +81,8 @@ async def rotate(call: Call) -> Answer:
     return await answer_rotation(call, _rotate)
 
 
-async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    tenant, rotation = call.tenant, (secret, overlap_seconds)
+async def _rotate(tx: Transaction, call: Call, rotation: Rotation) -> Secrets:
+    tenant = call.tenant
     await ensure(tx, call.context, tenant)
     old = await subscribers.lock_tenant_secrets(tx, tenant)
     secrets, sealed = rotate_sealed(call, old, tenant, rotation, tx.now)

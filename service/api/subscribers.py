@@ -7,10 +7,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from service.api import checks, idempotency
-from service.api.call import Answer, Call, answer, answer_page, read_own
+from service.api.call import Answer, Call, answer, answer_page, get_own, lock_own, read_own_page
 from service.api.checks import NO_NUL, EventTypes, Headers, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
-from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
+from service.api.signing_secret import Rotation, answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, replay, signing
 from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
@@ -66,9 +66,8 @@ async def create(call: Call) -> Answer:
     fields = _check(call, new)
     headers = fields.pop("headers", {})
     context, id_, now = call.context, call.resource_id, call.context.clock()
-    secrets = signing.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
-    if new.secret is not None:
-        secrets = msgspec.structs.replace(secrets, current=new.secret)
+    is_asymmetric = new.signature == "v1a"
+    secrets = signing.new_secrets(context.random_bytes, secret=new.secret, asymmetric=is_asymmetric)
     subscriber = Subscriber(
         **{"retry_schedule_seconds": list(DEFAULT_RETRY_SECONDS), **fields},
         id=id_,
@@ -110,35 +109,25 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
     return fields
 
 
-async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
-    """Return a listed subscriber of the tenant; Problem 404 for others and `notify_url`s."""
-    return _require_listed(call, await rows.read_by_id(tx, Subscriber, subscriber_id))
+async def find(tx: Transaction, call: Call, id_: str = "") -> Subscriber:
+    """Like `get_own`; Problem 404 also for the subscriber of a `notify_url`."""
+    return _require_listed(await get_own(tx, call, Subscriber, id_))
 
 
-def _require_listed(call: Call, subscriber: Subscriber | None) -> Subscriber:
-    own = call.require_own("subscriber", subscriber)
-    if own.is_notify:
+def _require_listed(subscriber: Subscriber) -> Subscriber:
+    if subscriber.is_notify:
         raise not_found("subscriber")
-    return own
+    return subscriber
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}: also the subscriber of a `notify_url`, which is in no list."""
-    return call.require_own("subscriber", await rows.read_by_id(tx, Subscriber, call.path["id"]))
-
-
-async def _lock(tx: Transaction, call: Call) -> Subscriber:
-    """Like `get`, and lock it, to change it."""
-    return call.require_own("subscriber", await rows.lock_by_id(tx, Subscriber, call.path["id"]))
-
-
-async def _get_listed(tx: Transaction, call: Call) -> Subscriber:
-    return await find(tx, call, call.path["id"])
+    return await get_own(tx, call, Subscriber)
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    return await answer_page(call, "sub", Subscriber, read_own, subscribers.LIST_SOURCE)
+    return await answer_page(call, "sub", Subscriber, read_own_page, subscribers.LIST_SOURCE)
 
 
 async def update(call: Call) -> Subscriber:
@@ -151,12 +140,13 @@ async def update(call: Call) -> Subscriber:
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
-    old = await _lock(tx, call)
+    old = await lock_own(tx, call, Subscriber)
     if old.is_notify:  # The request for the generation decides everything else.
         errors = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
         refuse_fields("The subscriber has fields that cannot change.", errors)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
+    tx.after_commit(call.context.inbox.reload, old.id)
     _check_headers_follow(old, fields)
     if headers is not None:
         changes["header_names"] = sorted(headers)
@@ -165,12 +155,11 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes |= health.NEVER_FAILED  # The old URL has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
-        changes |= health.ENABLED_AGAIN if old.status == "disabled" else {}
         if fields["status"] == "disabled":
             await replay.end(tx, call.context, old.id)
-    tx.after_commit(call.context.inbox.reload, old.id)
-    if old.status == "disabled" != changes.get("status", old.status):
-        await _end_rests(tx, call, fields.get("url", old.url))
+        elif old.status == "disabled":
+            changes |= health.ENABLED_AGAIN
+            await _end_rests(tx, call, fields.get("url", old.url))
     new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
@@ -184,16 +173,13 @@ async def _end_rests(tx: Transaction, call: Call, url: str) -> None:
         tx.after_commit(call.context.inbox.reload_tenant, tenant, origin)
 
 
-def _has_moved(old: Subscriber, fields: Mapping[str, Any]) -> bool:
-    return parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin
-
-
 def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
     """Problem 422 if stored header values would go to another origin, which could read them."""
     names = old.header_names
     if "headers" in fields:
         names = [name for name, value in fields["headers"].items() if value == REDACTED]
-    if names and _has_moved(old, fields):
+    new_url = fields.get("url", old.url)
+    if names and parse_target(new_url).origin != parse_target(old.url).origin:
         errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in names]
         refuse_fields("The URL has another origin than before.", errors)
 
@@ -215,7 +201,7 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
 
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
-    old = await _lock(tx, call)
+    old = await lock_own(tx, call, Subscriber)
     await replay.end(tx, call.context, old.id)
     await deliveries.cancel(tx, old.id)  # Its lane cancels further ones.
     await subscribers.delete(tx, old)
@@ -224,7 +210,10 @@ async def delete(tx: Transaction, call: Call) -> None:
 
 async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    return answer_secrets(call, _unseal(call, await _get_listed(tx, call)))
+    subscriber = await find(tx, call)
+    assert subscriber.sealed_secrets is not None
+    secrets = signing.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
+    return answer_secrets(call, secrets)
 
 
 async def rotate_secret(call: Call) -> Answer:
@@ -232,10 +221,10 @@ async def rotate_secret(call: Call) -> Answer:
     return await answer_rotation(call, _rotate)
 
 
-async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = _require_listed(call, await rows.lock_by_id(tx, Subscriber, call.path["id"]))
+async def _rotate(tx: Transaction, call: Call, rotation: Rotation) -> Secrets:
+    old = _require_listed(await lock_own(tx, call, Subscriber))
     assert old.sealed_secrets is not None
-    rotation, is_asymmetric = (secret, overlap_seconds), old.signature == "v1a"
+    is_asymmetric = old.signature == "v1a"
     secrets, sealed = rotate_sealed(
         call, old.sealed_secrets, old.id, rotation, tx.now, asymmetric=is_asymmetric
     )
@@ -244,22 +233,16 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
     return secrets
 
 
-def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
-    assert subscriber.sealed_secrets is not None
-    return signing.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
-
-
 async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
-    subscriber = await get(tx, call)
-    return answer(await stats.get(tx, subscriber.id))
+    return answer(await stats.get(tx, (await get(tx, call)).id))
 
 
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
     subscriber = await call.database.read(get, call)
     try:
-        tested = await send_test(call.parts.dispatcher, subscriber)
+        tested = await send_test(call.worker.dispatcher, subscriber)
     except SenderClosed as error:
         detail = "The request may have been stored: the service stops. The test may have been sent."
         raise unavailable(detail) from error

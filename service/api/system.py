@@ -26,7 +26,7 @@ async def readyz(call: Call) -> Answer:
     A process is also ready without a worker, which it says, and with a schema that a newer genhook
     has migrated: otherwise an upgrade would end all old processes at once.
     """
-    checks = {"database": "ok", "schema": "ok", "worker": call.parts.problem or "ok"}
+    checks = {"database": "ok", "schema": "ok", "worker": call.worker.problem or "ok"}
     try:
         checks["schema"] = await call.database.schema_problem() or "ok"
         problem = await call.database.write_problem()
@@ -35,12 +35,11 @@ async def readyz(call: Call) -> Answer:
         checks["database"] = f"The database does not answer: {error}."
         checks["schema"] = "The schema is not known."
     ready = all(check == "ok" or isinstance(check, Newer) for check in checks.values())
-    if call.parts.is_off:
+    if call.worker.is_off:
         checks["worker"] = NO_WORKER
     # Trouble of upstream is shown only: no restart of this process would end it.
-    troubled = sorted(call.parts.poller.sightings.paths.troubled)
-    checks["upstream"] = f"Upstream declines all questions on {', '.join(troubled)}."
-    checks["upstream"] = checks["upstream"] if troubled else "ok"
+    troubled = ", ".join(sorted(call.worker.poller.sightings.paths.troubled))
+    checks["upstream"] = f"Upstream declines all questions on {troubled}." if troubled else "ok"
     plain = {name: str(check) for name, check in checks.items()}
     content = {"status": "ready" if ready else "unready", "checks": plain}
     response = answer(content, 200 if ready else 503)
@@ -69,9 +68,9 @@ async def metrics_(call: Call) -> Answer:
 
 
 def _render(call: Call) -> Answer:
-    dispatcher = call.parts.dispatcher
+    dispatcher = call.worker.dispatcher
     metrics.write_queue.set(call.database.queued)
-    metrics.shards.set(len(call.parts.ownership.shards))
+    metrics.shards.set(len(call.worker.ownership.shards))
     metrics.in_flight.set(dispatcher.slots.in_use)
     metrics.backlog.set(sum(lane.waiting for lane in dispatcher.lanes.values()))
     return Answer(
@@ -81,7 +80,7 @@ def _render(call: Call) -> Answer:
 
 async def list_workers(call: Call) -> Answer:
     """GET /v1/workers: the workers of all processes, and the shards that each holds."""
-    ownership = call.parts.ownership
+    ownership = call.worker.ownership
     held = await ownership.holders()
     return answer_list(
         [
@@ -94,6 +93,6 @@ async def list_workers(call: Call) -> Answer:
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
-    if refusal := call.parts.ownership.refusal:
+    if refusal := call.worker.ownership.refusal:
         raise unavailable(f"Nothing was stored: no tick can run here, since {refusal}.")
-    return answer(await call.parts.tick(seconds))
+    return answer(await call.worker.tick(seconds))

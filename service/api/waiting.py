@@ -27,10 +27,8 @@ async def wait_for_end(
     """
     if context.watching is None or context.watching.done():
         context.watching = asyncio.create_task(_look_for_all(context), name="long polls")
-    end, hang_up = (
-        asyncio.create_task(ended.wait()),
-        asyncio.create_task(_wait_for_hang_up(receive)),
-    )
+    end = asyncio.create_task(ended.wait())
+    hang_up = asyncio.create_task(_wait_for_hang_up(receive))
     seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
     try:
         await asyncio.wait((end, hang_up), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
