@@ -125,8 +125,14 @@ class WebhookSender:
             ends_at += self._loop.time() - asked_at
             return await self._finish_lookup(running, host, ends_at)
 
+        def connect(ip: str) -> Awaitable[Connection]:
+            return self._connect_by(partial(self._open_transport, ip, target), target)
+
         addresses = await egress.resolve(target.host, target.port, self._policy, lookup)
-        return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
+        try:
+            return await self._try_each(addresses[:ADDRESSES], ends_at, connect), ends_at
+        except OSError as error:
+            raise connect_error(error, target) from error
 
     async def _finish_lookup(self, running: Addresses, host: str, ends_at: float) -> Sequence[str]:
         try:
@@ -138,18 +144,6 @@ class WebhookSender:
             if running.cancelled():  # By `close`, not the attempt's own.
                 raise SenderClosed from None
             raise
-
-    async def _connect_to_any(
-        self, addresses: Sequence[str], target: Target, ends_at: float
-    ) -> Connection:
-        try:
-            return await self._try_each(
-                addresses,
-                ends_at,
-                lambda ip: self._connect_by(partial(self._open_transport, ip, target), target),
-            )
-        except OSError as error:
-            raise connect_error(error, target) from error
 
     async def _try_each(
         self, addresses: Sequence[str], ends_at: float, connect: Callable[[str], Awaitable[T]]
