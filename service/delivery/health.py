@@ -16,8 +16,8 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
-# The longest gap between two failures, added to the longest delay of the schedule, of which at most
-# a day counts, and to FAILED_EVERY_MS. After a longer gap the days start anew.
+# The days start anew if two failures are further apart than this, the longest delay of the schedule
+# (at most a day) and FAILED_EVERY_MS together.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often: it may be so old.
 # Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
