@@ -35,7 +35,7 @@ class _Wait(msgspec.Struct, eq=False):
 
 
 class Kind:
-    """The places of one kind of name: the tenants that hold or await them; no clock or threads."""
+    """The places of one kind of name: the tenants that hold them or wait for them."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -81,27 +81,6 @@ class Kind:
                 del self.waiting[wait.tenant]
 
 
-class _Memory:
-    """The names whose last lookup ended in one way, the longest unused first."""
-
-    def __init__(self) -> None:
-        self._hosts: dict[str, None] = {}
-
-    def __contains__(self, host: str) -> bool:
-        return host in self._hosts
-
-    def add(self, host: str) -> None:
-        """Remember the name as the latest."""
-        self.drop(host)
-        self._hosts[host] = None
-        if len(self._hosts) > NAMES_MAX:
-            del self._hosts[next(iter(self._hosts))]
-
-    def drop(self, host: str) -> None:
-        """Forget the name."""
-        self._hosts.pop(host, None)
-
-
 class _Run(msgspec.Struct, eq=False):
     """A lookup under way."""
 
@@ -127,7 +106,9 @@ class Lookups:
         self._slow_seconds = slow_seconds
         self._now = now
         self._kinds = self._quick, self._new, self._suspect = [Kind(places) for _ in range(KINDS)]
-        self._quick_names, self._suspect_names = _Memory(), _Memory()
+        # By what their last lookup was, the longest unused first.
+        self._quick_names: dict[str, None] = {}
+        self._suspect_names: dict[str, None] = {}
         self._runs: dict[_Name, _Run] = {}
         self._overlong: dict[_Name, _Run] = {}  # Slow ones that hold a place of another kind.
         self._is_closed = False
@@ -202,11 +183,12 @@ class Lookups:
         self._hand_on()
 
     def _remember(self, host: str, *, is_quick: bool) -> None:
-        new, old = self._quick_names, self._suspect_names
-        if not is_quick:
-            new, old = old, new
-        old.drop(host)
-        new.add(host)
+        self._quick_names.pop(host, None)
+        self._suspect_names.pop(host, None)
+        names = self._quick_names if is_quick else self._suspect_names
+        names[host] = None
+        if len(names) > NAMES_MAX:
+            del names[next(iter(names))]
 
     def _hand_on(self) -> None:
         """Give free places away.

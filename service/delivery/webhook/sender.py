@@ -41,8 +41,8 @@ class WebhookSender:
     ) -> None:
         self._policy = policy
         self._ssl_context = ssl_context
-        self._system_lookup = None if lookup else egress.SystemLookup()
-        self._lookups = Lookups(lookup or self._system_lookup)  # type: ignore[arg-type]
+        self._lookup = lookup or egress.SystemLookup()
+        self._lookups = Lookups(self._lookup)
         self._idle_per_origin = idle_per_origin
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
@@ -83,8 +83,8 @@ class WebhookSender:
         """Close all connections; whoever waits for an answer gets SenderClosed."""
         self._closed = asyncio.Event()
         self._lookups.close()
-        if self._system_lookup:
-            self._system_lookup.close()
+        if isinstance(self._lookup, egress.SystemLookup):
+            self._lookup.close()
         if self._sweep_timer:
             self._sweep_timer.cancel()
         for connection in list(self._open):
