@@ -86,8 +86,8 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
 async def end(tx: Transaction, context: Context, subscriber_id: str) -> None:
     """End the running replay, if any, of a subscriber that is locked and takes no more webhooks.
 
-    The next batch cancels its pending deliveries. Call it before anything else is changed: who
-    cancels a replay locks it first.
+    The next batch cancels its pending deliveries. Call it before anything else is changed:
+    whoever cancels a replay locks that replay first, too.
     """
     if await tx.run("replay_end", subscriber_id=subscriber_id, now=tx.now):
         tx.after_commit(context.tell, context.signals.replay, subscriber_id)
