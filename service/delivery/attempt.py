@@ -159,13 +159,11 @@ def _make_attempt(
     due: DueDelivery, answer: Answer | SendError, started_at: int, seconds: float
 ) -> Attempt:
     error: tuple[str | None, str | None] = (None, None)
-    reply = None
+    reply = answer if isinstance(answer, Answer) else None
     if isinstance(answer, SendError):
         error = answer.code, str(answer)
-    else:
-        reply, status_code = answer, answer.status_code
-        if not 200 <= status_code < 300:
-            error = f"status_{status_code}", f"The receiver answered {status_code}."
+    elif not 200 <= answer.status_code < 300:
+        error = f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
     return Attempt(
         id=new_id("att", started_at),
         delivery_id=due.id,

@@ -32,7 +32,7 @@ _Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
 
 class Dispatcher:
-    """Every lane of this process and the slots that they share; the `Lanes` of the inbox."""
+    """Every lane of this process, and the slots that they share. It is the inbox's `Lanes`."""
 
     def __init__(self, context: Context, sender: Sender) -> None:
         self.context = context
@@ -52,7 +52,7 @@ class Dispatcher:
         self.unrecorded = Unrecorded()
         self._tally = Tally(context)
 
-    # The inbox.
+    # Called by the inbox.
 
     def offer(self, due: Sequence[DueDelivery]) -> None:
         """Take deliveries that were just committed and are due now."""
@@ -67,11 +67,12 @@ class Dispatcher:
             self._pump(lane, now)
 
     def refill(self, subscriber_id: str) -> None:
-        """Read the subscriber's deliveries again: some are new, or were made due."""
-        lane, now = self._lane(subscriber_id), self.context.clock()
-        lane.read_again |= lane.held_ids
-        lane.expect(now, now)
-        self._pump(lane, now)
+        """Read the subscriber's deliveries again: some are new, were made due, or may go on."""
+        if self.is_open and self.context.database.holds(subscriber_id):
+            lane, now = self._lane(subscriber_id), self.context.clock()
+            lane.read_again |= lane.held_ids
+            lane.expect(now, now)
+            self._pump(lane, now)
 
     def reload(self, subscriber_id: str) -> None:
         """Read the subscriber again: it was changed."""
@@ -103,7 +104,7 @@ class Dispatcher:
             lane.drop_recipient()
             if has_work:  # Else it is read once it has some.
                 lane.expect(now, now)
-                self._pump_at(lane, now)
+                self._set_timer(now, lane.subscriber_id)
 
     # Called by the worker.
 
@@ -123,7 +124,7 @@ class Dispatcher:
         if is_soon or times.subscriber_id in self.lanes:
             lane = self._lane(times.subscriber_id)
             lane.expect(times.first_at, times.retry_at)
-            self._pump_at(lane, at)
+            self._set_timer(at, lane.subscriber_id)
 
     async def run_due(self, now: int) -> int | None:
         """Start the attempts and records that are due by `now`; return when to call it next."""
@@ -180,12 +181,8 @@ class Dispatcher:
         soon_at = self.context.clock() + SOON_MS
         self.lanes = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
 
-    def _pump_at(self, lane: Lane, at: int) -> None:
-        """Pump the lane at `at`, unless it is pumped earlier."""
-        self._set_timer(at, lane.subscriber_id)
-
     def _set_timer(self, at: int, subscriber_id: str = "") -> None:
-        """Have `run_due` called at `at`: for a lane, or to store results or statistics."""
+        """Have `run_due` called at `at`: to pump a lane, or to store results or statistics."""
         if self.timers.set(at, subscriber_id):
             self.on_timer()
 
@@ -222,12 +219,12 @@ class Dispatcher:
         if to_read:
             self._load(lane, now)
         if next_at != NEVER:
-            self._pump_at(lane, next_at)
+            self._set_timer(next_at, lane.subscriber_id)
 
     def _load(self, lane: Lane, now: int) -> None:
         """Queue a read of the lane's subscriber or rows; a lane has one read at a time."""
         if now < lane.next_read_at:
-            self._pump_at(lane, lane.next_read_at)
+            self._set_timer(lane.next_read_at, lane.subscriber_id)
         elif self.loads.add(lane):
             self._spawn(self.loads.run(self._after_read))
 
@@ -261,7 +258,7 @@ class Dispatcher:
                 self._abandon(lane, due)
                 return
             except Exception:  # noqa: BLE001  a delivery that fails must not keep its slot
-                now = await self._put_off(lane, due)
+                now: int | None = await self._put_off(lane, due)
             else:
                 now = await self._record(lane, result, result.ended_at)
             following = None if now is None else self._reuse_slot(lane, now)
@@ -315,7 +312,7 @@ class Dispatcher:
             self._abandon(lane, due)
             return None
         except Exception:  # noqa: BLE001  this record can never be stored
-            await self._put_off(lane, due)
+            return await self._put_off(lane, due)
         else:
             self.unrecorded.note_stored()
             if result.rest is not None:
@@ -323,7 +320,7 @@ class Dispatcher:
             self._release(lane, due)
         return self.context.clock()
 
-    async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:
+    async def _put_off(self, lane: Lane, due: DueDelivery) -> int:
         """Make a delivery that cannot be worked due later; free its slot, and return the time."""
         await health.put_off(self.context, due, self._read_later(lane))
         self._release(lane, due)
@@ -332,7 +329,7 @@ class Dispatcher:
     def _abandon(self, lane: Lane, due: DueDelivery) -> None:
         """Drop a delivery whose attempt was broken off: its row is still due, and is read again."""
         self._release(lane, due)
-        self._pump_at(lane, self._read_later(lane))
+        self._set_timer(self._read_later(lane), lane.subscriber_id)
 
     def _read_later(self, lane: Lane) -> int:
         """Plan to read the lane's rows again after TROUBLE_RETRY_MS; return when."""

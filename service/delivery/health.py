@@ -16,8 +16,8 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
-# The longest gap between two failures, added to the longest delay of the schedule, of which at most
-# a day counts, and to FAILED_EVERY_MS. After a longer gap the days start anew.
+# The days start anew if two failures are further apart than this, the longest delay of the schedule
+# (at most a day) and FAILED_EVERY_MS together.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often: it may be so old.
 # Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
@@ -59,18 +59,17 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
 
     may_wait: whether no lane needs the slot, so that the record may wait for other units.
     """
-    attempt, consequence, database = result.record, result.consequence, context.database
-    tenant = attempt.tenant
+    database, to_store = context.database, result.record
     # A good answer to a manual retry ends the rest.
     is_lifting = result.is_good_retry and lane.receiver.rest_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
-        may_wait &= consequence.status == "delivered" and not attempt.ordered
+        may_wait &= to_store.status == "delivered" and not to_store.ordered
         await database.write_batched(
-            deliveries.record_attempts, attempt, tenant=tenant, may_wait=may_wait
+            deliveries.record_attempts, to_store, tenant=to_store.tenant, may_wait=may_wait
         )
         return
-    subscriber = await database.write(_record_with_health, context, result, tenant=tenant)
+    subscriber = await database.write(_record_with_health, context, result, tenant=to_store.tenant)
     if subscriber is not None:
         lane.set_health(subscriber)
 

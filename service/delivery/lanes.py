@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
+from typing import Literal
 
 from msgspec import Struct, field
 
@@ -32,8 +33,8 @@ NEVER = 2**63 - 1  # Later than any time.
 class Backlog(Struct, eq=False):
     """A lane's deliveries of one kind: those in memory, and when those in rows are due."""
 
-    is_retries: bool = False
-    is_manual: bool = False  # Retries that a person asked for: a rest does not hold them up.
+    # "asked": a person has asked for them; a rest does not hold them up.
+    kind: Literal["first", "retries", "asked"] = "first"
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
@@ -66,10 +67,8 @@ class Lane(Struct, eq=False):
     last_failed_at: int | None = None
     probing: bool = False
     first_attempts: Backlog = field(default_factory=Backlog)
-    retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
-    manual_retries: Backlog = field(
-        default_factory=partial(Backlog, is_retries=True, is_manual=True)
-    )
+    retries: Backlog = field(default_factory=partial(Backlog, "retries"))
+    manual_retries: Backlog = field(default_factory=partial(Backlog, "asked"))
     backlogs: tuple[Backlog, ...] = ()  # The three above.
     waiting: int = 0  # Deliveries that are held until they may leave.
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
@@ -245,7 +244,7 @@ class Lane(Struct, eq=False):
             until = self.blocked_until(now)
             if until is not None:
                 next_at = min(next_at, until)
-                to_read = [backlog for backlog in to_read if backlog.is_manual]
+                to_read = [backlog for backlog in to_read if backlog.kind == "asked"]
         return to_read, next_at
 
     # What leaves.
@@ -274,9 +273,9 @@ class Lane(Struct, eq=False):
         is_resting = self.receiver.rest_until > now
         if not (is_resting or manual.deliveries or self.retries.deliveries):
             return first
-        if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
-            return first if first.deliveries and not is_resting else None
         has_first = bool(first.deliveries) and not is_resting
+        if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
+            return first if has_first else None
         if manual.deliveries and not (has_first and self.started_count % MANUAL_EVERY):
             return manual
         is_retry_turn = self.started_count % RETRY_EVERY == RETRY_EVERY - 1

@@ -116,19 +116,20 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
         return  # Changed meanwhile: the subscriber is read first, or rows once there is room.
     backlog.next_due_at = NEVER
     subscriber = lane.recipient.subscriber
-    if backlog.is_manual and subscriber.ordered:
+    is_manual = backlog.kind == "asked"
+    if is_manual and subscriber.ordered:
         return
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision = lane.revision
     # A person may have asked for a delivery that waits already: it is read again as a manual one.
-    held_ids = frozenset[str]() if backlog.is_manual else frozenset(lane.held_ids)
+    held_ids = frozenset[str]() if is_manual else frozenset(lane.held_ids)
     if lane.generation_ids:
         held_ids |= lane.generation_ids
     due, next_at = await context.database.read(
         deliveries.fetch_due,
         subscriber.id,
         lane.room_in(backlog),
-        "asked" if backlog.is_manual else "retries" if backlog.is_retries else "first",
+        backlog.kind,
         subscriber.ordered,
         held_ids,
     )
@@ -138,7 +139,7 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     if lane.revision != revision:
         return  # The deliveries may have been canceled meanwhile; they are read again.
     lane.continue_rate(last_attempt_at)
-    if backlog.is_manual and due:
+    if is_manual and due:
         ids = {d.id for d in due}
         lane.take_out(ids)
         lane.read_again |= lane.held_ids & ids

@@ -40,7 +40,7 @@ async def send_test(
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, version)
     test_lane.set_recipient(recipient, receiver)
     tests, slots = dispatcher.tests, dispatcher.slots
-    _refill(dispatcher, subscriber.id)  # So that the lane is in memory.
+    dispatcher.refill(subscriber.id)  # So that the lane is in memory, if this process has it.
     # If another process is the worker, its attempts under way are not known here.
     lane, now = dispatcher.lanes.get(subscriber.id) or test_lane, context.clock()
     early_ms = max(lane.next_send_at, test_lane.next_send_at) - now
@@ -78,13 +78,7 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
     lane.held_ids.discard(test_id)
     lane.read_again.discard(test_id)
     dispatcher.pump_waiting(dispatcher.context.clock())
-    _refill(dispatcher, id_)
-
-
-def _refill(dispatcher: Dispatcher, subscriber_id: str) -> None:
-    """Let the lane of the subscriber go on, if this process works on it."""
-    if dispatcher.is_open and dispatcher.context.database.holds(subscriber_id):
-        dispatcher.refill(subscriber_id)
+    dispatcher.refill(id_)
 
 
 async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, dict[str, object]]:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping
 from weakref import WeakSet, WeakValueDictionary
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from service.delivery.window import Window
@@ -61,44 +61,37 @@ class Origin(Struct, eq=False):
         return (self.other_answered_at if is_last else self.answered_at) >= since
 
 
-class Receiver:
+class Receiver(Struct, eq=False, weakref=True):
     """What all lanes to a receiver share. It lives as long as one of them."""
 
-    __slots__ = (
-        *("__weakref__", "rest_until", "standing", "window", "origin", "narrower", "_wider"),
-        "_name",
-        *("_answered_at", "_stored_version", "_stored_until", "_unstored"),
-    )
+    wider: "Receiver | None" = None
+    window: Window | None = None  # Only for `notify_url`s, which share it.
+    name: str = ""
+    origin: Origin = field(default_factory=Origin)  # The same one for all receivers at it.
+    narrower: "WeakSet[Receiver] | None" = None  # Of a wide receiver.
+    standing: int = UNTRIED  # Used only of narrow receivers: their lanes have slots by it.
+    answered_at: int = 0
+    # Until when this receiver or the wider one rests; kept here, since each attempt reads it.
+    rest_until: int = 0
+    stored_until: int = 0
+    stored_version: int = 0  # Of `Receivers`, when the latest rest was stored.
+    unstored: set[Rest] = field(default_factory=set)
 
-    def __init__(
-        self, wider: "Receiver | None" = None, window: Window | None = None, name: str = ""
-    ) -> None:
-        # Until when this receiver or the wider one rests. It is kept up to date here, since each
-        # attempt reads it.
-        self.rest_until = 0
-        self.standing = UNTRIED  # Used only of narrow receivers: their lanes have slots by it.
-        self._answered_at = 0
-        self.origin: Origin = Origin() if wider is None else wider.origin
-        self._name = name
-        self.window = window  # Only for `notify_url`s, which share it.
-        self._wider = wider
-        self.narrower: WeakSet[Receiver] | None = None
-        if wider is None:
+    def __post_init__(self) -> None:
+        if self.wider is None:
             self.narrower = WeakSet()
-        elif wider.narrower is not None:
-            wider.narrower.add(self)
-            self.rest_until = wider.rest_until
-        self._stored_until = 0
-        self._unstored: set[Rest] = set()
-        self._stored_version = 0  # Of `Receivers`, when the latest rest was stored.
+        else:
+            assert self.wider.narrower is not None
+            self.wider.narrower.add(self)
+            self.origin, self.rest_until = self.wider.origin, self.wider.rest_until
 
     # The standing. An origin that hangs fails all its lanes: one failed attempt is enough to doubt
     # its other receivers. Each is moved when its turn comes, as there may be thousands.
 
     def note_answer(self, now: int) -> None:
         """Note an answer: attempts at the origin that failed before say nothing any more."""
-        self._answered_at = max(now, self.origin.failed_from)
-        self.origin.note_answer(self._name, now)
+        self.answered_at = max(now, self.origin.failed_from)
+        self.origin.note_answer(self.name, now)
 
     def note_failure(self, started_at: int) -> None:
         """Note a failed attempt: its origin may be the cause."""
@@ -106,33 +99,33 @@ class Receiver:
 
     def is_doubted(self) -> bool:
         """True if it is PROVEN, but an attempt at its origin failed that began after its answer."""
-        return self.origin.failed_from > self._answered_at and self.standing == PROVEN
+        return self.origin.failed_from > self.answered_at and self.standing == PROVEN
 
     # The rest.
 
     def set_stored(self, until: int, version: int) -> None:
         """Take over the end of the rest that a read has found; the read began at `version`."""
-        is_older = self._stored_version > version
-        self._stored_until = max(self._stored_until, until) if is_older else until
+        is_older = self.stored_version > version
+        self.stored_until = max(self.stored_until, until) if is_older else until
         self.spread()
 
     def note(self, rest: Rest) -> None:
         """Rest as an answer asked for, whatever is read before that rest is stored."""
         # Some may never be stored; those that are over by now say nothing any more.
-        self._unstored = {rest, *(each for each in self._unstored if each.until > rest.since)}
+        self.unstored = {rest, *(each for each in self.unstored if each.until > rest.since)}
         self.spread()
 
     def note_stored(self, rest: Rest, version: int) -> None:
         """Note that a rest is stored since `version`."""
-        self._unstored.discard(rest)
-        self._stored_until = max(self._stored_until, rest.until)
-        self._stored_version = version
+        self.unstored.discard(rest)
+        self.stored_until = max(self.stored_until, rest.until)
+        self.stored_version = version
         self.spread()
 
     def spread(self) -> None:
         """Update `rest_until`, here and in the narrower receivers."""
-        wider_until = 0 if self._wider is None else self._wider.rest_until
-        until = max(wider_until, self._stored_until, *(rest.until for rest in self._unstored))
+        wider_until = 0 if self.wider is None else self.wider.rest_until
+        until = max(wider_until, self.stored_until, *(rest.until for rest in self.unstored))
         if until != self.rest_until:
             self.rest_until = until
             for each in self.narrower or ():
@@ -163,7 +156,12 @@ class Receivers:
         """Return the narrow receiver; take over the `rests` of a read that began at `version`."""
         receiver: Receiver | None = None
         for name, until in rests.items():
-            receiver = self._find(subscriber, name, receiver)
+            wider, key = receiver, (subscriber.tenant, name)
+            receiver = self._receivers.get(key)
+            if receiver is None:
+                is_shared = wider is not None and subscriber.is_notify
+                window = Window(NOTIFY_IN_FLIGHT_MAX) if is_shared else None
+                receiver = self._receivers[key] = Receiver(wider, window, name)
             receiver.set_stored(until, version)
         assert receiver is not None
         return receiver
@@ -192,12 +190,3 @@ class Receivers:
         """Note that the rest is stored."""
         if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
             receiver.note_stored(rest, next(self._versions))
-
-    def _find(self, subscriber: Subscriber, name: str, wider: Receiver | None) -> Receiver:
-        key = subscriber.tenant, name
-        receiver = self._receivers.get(key)
-        if receiver is None:
-            is_shared = wider is not None and subscriber.is_notify
-            window = Window(NOTIFY_IN_FLIGHT_MAX) if is_shared else None
-            receiver = self._receivers[key] = Receiver(wider, window, name)
-        return receiver

@@ -50,11 +50,11 @@ async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay
 
 async def _count_span(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
     """Return the replay with the next span's matches in its total; None after the last one."""
-    end = await replays.span_end(tx, replay, COUNT_SPAN)
-    if end is None:
+    span_end = await replays.span_end(tx, replay, COUNT_SPAN)
+    if span_end is None:
         return None
-    matches = await replays.matching_seqs(tx, replay, subscriber, end, COUNT_SPAN)
-    return replace(replay, cursor=end, total=replay.total + len(matches))
+    matches = await replays.matching_seqs(tx, replay, subscriber, span_end, COUNT_SPAN)
+    return replace(replay, cursor=span_end, total=replay.total + len(matches))
 
 
 async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
@@ -86,8 +86,8 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
 async def end(tx: Transaction, context: Context, subscriber_id: str) -> None:
     """End the running replay, if any, of a subscriber that is locked and takes no more webhooks.
 
-    The next batch cancels its pending deliveries. Call it before anything else is changed: who
-    cancels a replay locks it first.
+    The next batch cancels its pending deliveries. Call it before anything else is changed:
+    whoever cancels a replay locks that replay first, too.
     """
     if await tx.run("replay_end", subscriber_id=subscriber_id, now=tx.now):
         tx.after_commit(context.tell, context.signals.replay, subscriber_id)
@@ -140,17 +140,17 @@ async def _deliver(
     """Insert the next deliveries of a replay and move its cursor; return their number."""
     rate = replay.rate_per_second
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
-    end = await replays.span_end(tx, replay, SPAN)
-    if end is None:
+    span_end = await replays.span_end(tx, replay, SPAN)
+    if span_end is None:
         await rows.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
-    matches = await replays.matching_seqs(tx, replay, subscriber, end, limit)
+    matches = await replays.matching_seqs(tx, replay, subscriber, span_end, limit)
     due = await replays.insert_deliveries(tx, replay, subscriber, matches)
     done = replay.done + len(due)
     await rows.update(
         tx,
         replay,
-        cursor=matches[-1] if len(matches) == limit else end,
+        cursor=matches[-1] if len(matches) == limit else span_end,
         done=done,
         # Deliveries that were pending when the replay was counted may have died since, and match.
         total=max(replay.total, done),

@@ -29,7 +29,7 @@ class Consequence(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str  # The delivery's status from now on.
     due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
-    rest_until: int | None = None  # The lane rests until then: the answer asked for it.
+    rest_until: int | None = None  # The receiver rests until then, as its answer asked.
     disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
     @property
@@ -99,23 +99,20 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     if not text.isascii():
         return None
     if text.isdigit():
-        digits = text.lstrip("0") or "0"
-        if len(digits) > _RETRY_AFTER_LENGTH_MAX:  # It asks for longer than the maximum.
-            return RETRY_AFTER_MAX_MS
-        seconds = int(digits)
-        if seconds < clock.EPOCH_SECONDS_MIN:
-            return min(seconds * clock.SECOND, RETRY_AFTER_MAX_MS)
+        # So many digits are enough to ask for longer than the maximum.
+        number = int(text.lstrip("0")[:_RETRY_AFTER_LENGTH_MAX] or "0")
         # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
-        at = (
-            seconds if seconds >= clock.EPOCH_SECONDS_MIN * clock.SECOND else seconds * clock.SECOND
-        )
-        return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
-    if not text or len(text) > _RETRY_AFTER_LENGTH_MAX:
+        is_in_ms = number >= clock.EPOCH_SECONDS_MIN * clock.SECOND
+        at = number if is_in_ms else number * clock.SECOND
+        if number < clock.EPOCH_SECONDS_MIN:
+            at += now
+    elif not text or len(text) > _RETRY_AFTER_LENGTH_MAX:
         return None
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-        moment = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)  # asctime names no zone.
-        at = int(moment.timestamp()) * clock.SECOND
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    else:
+        try:
+            moment = email.utils.parsedate_to_datetime(text)
+            moment = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)  # asctime names no zone.
+            at = int(moment.timestamp()) * clock.SECOND
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
     return min(max(at - now, 0), RETRY_AFTER_MAX_MS)

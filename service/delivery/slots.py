@@ -158,8 +158,7 @@ class Slots:
         if subscriber.is_notify:  # Those of an origin have one window and one standing.
             path, name = [subscriber.tenant], f"notify {origin}"
         receiver = self._share_at(part, RECEIVER_WEIGHT, *path, name)
-        if subscriber.is_notify:
-            receiver.window = lane.window
+        receiver.window = lane.receiver.window
         lane.share = self._share_at(receiver, LANE_WEIGHT, subscriber.tenant, name, subscriber.id)
         return lane.share
 

@@ -19,31 +19,26 @@ class Unrecorded:
     def __init__(self) -> None:
         self._waiting: list[tuple[Lane, Result]] = []
         self._pause_ms = STORAGE_RETRY_MS
-        self._retry_at = 0  # Of what waits now, or waited last.
         self._error = ""
+        self.retry_at: int | None = None  # When all that wait are tried again; None if none does.
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def retry_at(self) -> int | None:
-        """When all results that wait are tried again; None if none waits."""
-        return self._retry_at if self._waiting else None
-
     def add(self, lane: Lane, result: Result, now: int, error: Exception) -> int:
         """Keep a result; return when all results that wait are tried again."""
-        if not self._waiting:
-            self._retry_at = now + self._pause_ms
+        if self.retry_at is None:
+            self.retry_at = now + self._pause_ms
             self._pause_ms = min(2 * self._pause_ms, PAUSE_MAX_MS)
         self._waiting.append((lane, result))
         self._error = str(error)
-        return self._retry_at
+        return self.retry_at
 
     def take(self, now: int) -> list[tuple[Lane, Result]]:
         """Return the results that are to be tried again by now, with one log line for all."""
-        if not self._waiting or now < self._retry_at:
+        if self.retry_at is None or now < self.retry_at:
             return []
-        taken, self._waiting = self._waiting, []
+        taken, self._waiting, self.retry_at = self._waiting, [], None
         _log.error("attempts.unrecorded", count=len(taken), error=self._error)
         return taken
 
@@ -53,4 +48,4 @@ class Unrecorded:
 
     def clear(self) -> None:
         """Forget everything: the rows stay due."""
-        self._waiting.clear()
+        self._waiting, self.retry_at = [], None

@@ -214,8 +214,8 @@ async def test_the_names_that_are_remembered_are_bounded(monkeypatch: pytest.Mon
         await ask(queue, host)
     for i in range(3):
         await names.let_go(await names.hang(queue, [f"{i}.dead.test"]))
-    assert list(queue._quick_names._hosts) == ["0.test", "2.test"]
-    assert list(queue._suspect_names._hosts) == ["1.dead.test", "2.dead.test"]
+    assert list(queue._quick_names) == ["0.test", "2.test"]
+    assert list(queue._suspect_names) == ["1.dead.test", "2.dead.test"]
 
 
 async def test_who_waits_for_a_place_at_the_end_is_told_that_the_sender_was_closed() -> None:

@@ -261,11 +261,8 @@ async def test_a_proxy_is_reached_at_another_of_its_addresses() -> None:
         return ["127.0.0.9", "127.0.0.1"]  # Nothing listens at the first one.
 
     async with receiving(always(OK)) as proxy, through(proxy) as sender:
-        sender._system_lookup = lookup  # type: ignore[assignment]
-        try:
-            answer = await sender.send(TARGET, HEADERS, b"{}", 60)
-        finally:
-            sender._system_lookup = None
+        sender._lookup = lookup
+        answer = await sender.send(TARGET, HEADERS, b"{}", 60)
         assert answer.status_code == 204
 
 
@@ -280,12 +277,9 @@ async def test_a_receiver_behind_a_proxy_with_two_addresses_is_tried_once() -> N
         receiving(tunnel_to(receiver)) as proxy,
         through(proxy) as sender,
     ):
-        sender._system_lookup = lookup  # type: ignore[assignment]
-        try:
-            with pytest.raises(SendError) as caught:
-                await sender.send(receiver.target, HEADERS, b"{}", 60)
-        finally:
-            sender._system_lookup = None
+        sender._lookup = lookup
+        with pytest.raises(SendError) as caught:
+            await sender.send(receiver.target, HEADERS, b"{}", 60)
         assert (caught.value.code, proxy.connections) == ("tls_failed", 1)
 
 
@@ -307,12 +301,11 @@ async def test_a_proxy_that_is_not_found_in_time_is_told_apart(error: OSError, c
 
     sender = ProxiedSender("http://proxy.test:3128", tls_context())
     try:
-        sender._system_lookup = fail  # type: ignore[assignment]
+        sender._lookup = fail
         with pytest.raises(SendError) as caught:
             await sender.send(TARGET, HEADERS, b"{}", 60)
         assert caught.value.code == code
     finally:
-        sender._system_lookup = None
         await sender.close()
 
 

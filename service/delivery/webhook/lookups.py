@@ -35,7 +35,7 @@ class _Wait(msgspec.Struct, eq=False):
 
 
 class Kind:
-    """The places of one kind of name: the tenants that hold or await them; no clock or threads."""
+    """The places of one kind of name: the tenants that hold them or wait for them."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -81,33 +81,13 @@ class Kind:
                 del self.waiting[wait.tenant]
 
 
-class _Memory:
-    """The names whose last lookup ended in one way, the longest unused first."""
-
-    def __init__(self) -> None:
-        self._hosts: dict[str, None] = {}
-
-    def __contains__(self, host: str) -> bool:
-        return host in self._hosts
-
-    def add(self, host: str) -> None:
-        """Remember the name as the latest."""
-        self.drop(host)
-        self._hosts[host] = None
-        if len(self._hosts) > NAMES_MAX:
-            del self._hosts[next(iter(self._hosts))]
-
-    def drop(self, host: str) -> None:
-        """Forget the name."""
-        self._hosts.pop(host, None)
-
-
 class _Run(msgspec.Struct, eq=False):
     """A lookup under way."""
 
     tenant: str
     kind: Kind
     began: float
+    addresses: Addresses
     timer: asyncio.TimerHandle | None = None
 
 
@@ -126,8 +106,9 @@ class Lookups:
         self._slow_seconds = slow_seconds
         self._now = now
         self._kinds = self._quick, self._new, self._suspect = [Kind(places) for _ in range(KINDS)]
-        self._quick_names, self._suspect_names = _Memory(), _Memory()
-        self._running: dict[_Name, Addresses] = {}
+        # By what their last lookup was, the longest unused first.
+        self._quick_names: dict[str, None] = {}
+        self._suspect_names: dict[str, None] = {}
         self._runs: dict[_Name, _Run] = {}
         self._overlong: dict[_Name, _Run] = {}  # Slow ones that hold a place of another kind.
         self._is_closed = False
@@ -137,8 +118,8 @@ class Lookups:
         name = host, port
         if self._is_closed:
             raise SenderClosed
-        if name in self._running:
-            return self._running[name]
+        if name in self._runs:
+            return self._runs[name].addresses
         kind = self._kind_of(host)
         if tenant not in kind.waiting and kind.is_free_for(tenant):
             return self._run(name, tenant, kind)
@@ -176,13 +157,13 @@ class Lookups:
 
     def _run(self, name: _Name, tenant: str, kind: Kind) -> Addresses:
         kind.take(tenant)
-        run = self._runs[name] = _Run(tenant, kind, self._now())
+        addresses = asyncio.ensure_future(self._lookup(*name))
+        run = self._runs[name] = _Run(tenant, kind, self._now(), addresses)
         if kind is not self._suspect:
             loop = asyncio.get_running_loop()
             run.timer = loop.call_later(self._slow_seconds, self._set_apart, name)
-        lookup = self._running[name] = asyncio.ensure_future(self._lookup(*name))
-        lookup.add_done_callback(lambda _: self._finish(name))
-        return lookup
+        addresses.add_done_callback(lambda _: self._finish(name))
+        return addresses
 
     def _set_apart(self, name: _Name) -> None:
         """Make the name of a lookup that takes long suspect; its place follows once it can."""
@@ -191,22 +172,23 @@ class Lookups:
         self._hand_on()
 
     def _finish(self, name: _Name) -> None:
-        lookup, run = self._running.pop(name), self._runs.pop(name)
+        run = self._runs.pop(name)
         self._overlong.pop(name, None)
         if run.timer:
             run.timer.cancel()
-        has_failed = lookup.cancelled() or lookup.exception() is not None
+        has_failed = run.addresses.cancelled() or run.addresses.exception() is not None
         is_slow = self._now() - run.began >= self._slow_seconds
         self._remember(name[0], is_quick=not (has_failed or is_slow))
         run.kind.give_back(run.tenant)
         self._hand_on()
 
     def _remember(self, host: str, *, is_quick: bool) -> None:
-        new, old = self._quick_names, self._suspect_names
-        if not is_quick:
-            new, old = old, new
-        old.drop(host)
-        new.add(host)
+        self._quick_names.pop(host, None)
+        self._suspect_names.pop(host, None)
+        names = self._quick_names if is_quick else self._suspect_names
+        names[host] = None
+        if len(names) > NAMES_MAX:
+            del names[next(iter(names))]
 
     def _hand_on(self) -> None:
         """Give free places away.
@@ -231,5 +213,6 @@ class Lookups:
 
     def _start(self, kind: Kind) -> None:
         while not self._is_closed and (wait := kind.next_waiting()):
-            running = self._running.get(wait.name)
-            wait.started.set_result(running or self._run(wait.name, wait.tenant, kind))
+            run = self._runs.get(wait.name)
+            addresses = run.addresses if run else self._run(wait.name, wait.tenant, kind)
+            wait.started.set_result(addresses)

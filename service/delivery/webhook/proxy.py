@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from service.delivery.target import PORTS, SendError, Target
+from service.delivery.target import PORTS, Code, SendError, Target
 from service.delivery.webhook import egress, request
 from service.delivery.webhook.connection import Connection
 from service.delivery.webhook.sender import ADDRESSES, WebhookSender, connect_error
@@ -44,12 +44,11 @@ class ProxiedSender(WebhookSender):
 
     async def _connect(self, target: Target, ends_at: float) -> tuple[Connection, float]:
         """Look the proxy up, and connect through it."""
-        assert self._system_lookup is not None
         try:
             async with asyncio.timeout_at(ends_at):
-                addresses = await self._system_lookup(self._proxy_host, self._proxy_port)
+                addresses = await self._lookup(self._proxy_host, self._proxy_port)
         except TimeoutError as error:
-            raise SendError("timeout", "The outgoing proxy was not found in time.") from error
+            raise _proxy_error("was not found in time", "timeout") from error
         except OSError as error:
             raise _proxy_error("was not found") from error
         through = partial(self._open_through, addresses[:ADDRESSES], target, ends_at)
@@ -57,8 +56,7 @@ class ProxiedSender(WebhookSender):
             async with asyncio.timeout_at(ends_at):
                 return await self._connect_by(through, target), ends_at
         except TimeoutError as error:
-            message = "The outgoing proxy did not connect in time."
-            raise SendError("timeout", message) from error
+            raise _proxy_error("did not connect in time", "timeout") from error
         except _UnreachableError as error:
             raise _proxy_error("could not be reached") from error
         except OSError as error:
@@ -151,5 +149,5 @@ class _Tunnel(asyncio.Protocol):
             self._answered.set_result(None)
 
 
-def _proxy_error(what: str) -> SendError:
-    return SendError("connect_failed", f"The outgoing proxy {what}.")
+def _proxy_error(what: str, code: Code = "connect_failed") -> SendError:
+    return SendError(code, f"The outgoing proxy {what}.")

@@ -41,8 +41,8 @@ class WebhookSender:
     ) -> None:
         self._policy = policy
         self._ssl_context = ssl_context
-        self._system_lookup = None if lookup else egress.SystemLookup()
-        self._lookups = Lookups(lookup or self._system_lookup)  # type: ignore[arg-type]
+        self._lookup = lookup or egress.SystemLookup()
+        self._lookups = Lookups(self._lookup)
         self._idle_per_origin = idle_per_origin
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
@@ -83,8 +83,8 @@ class WebhookSender:
         """Close all connections; whoever waits for an answer gets SenderClosed."""
         self._closed = asyncio.Event()
         self._lookups.close()
-        if self._system_lookup:
-            self._system_lookup.close()
+        if isinstance(self._lookup, egress.SystemLookup):
+            self._lookup.close()
         if self._sweep_timer:
             self._sweep_timer.cancel()
         for connection in list(self._open):
@@ -125,8 +125,14 @@ class WebhookSender:
             ends_at += self._loop.time() - asked_at
             return await self._finish_lookup(running, host, ends_at)
 
+        def connect(ip: str) -> Awaitable[Connection]:
+            return self._connect_by(partial(self._open_transport, ip, target), target)
+
         addresses = await egress.resolve(target.host, target.port, self._policy, lookup)
-        return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
+        try:
+            return await self._try_each(addresses[:ADDRESSES], ends_at, connect), ends_at
+        except OSError as error:
+            raise connect_error(error, target) from error
 
     async def _finish_lookup(self, running: Addresses, host: str, ends_at: float) -> Sequence[str]:
         try:
@@ -138,18 +144,6 @@ class WebhookSender:
             if running.cancelled():  # By `close`, not the attempt's own.
                 raise SenderClosed from None
             raise
-
-    async def _connect_to_any(
-        self, addresses: Sequence[str], target: Target, ends_at: float
-    ) -> Connection:
-        try:
-            return await self._try_each(
-                addresses,
-                ends_at,
-                lambda ip: self._connect_by(partial(self._open_transport, ip, target), target),
-            )
-        except OSError as error:
-            raise connect_error(error, target) from error
 
     async def _try_each(
         self, addresses: Sequence[str], ends_at: float, connect: Callable[[str], Awaitable[T]]
