@@ -33,7 +33,6 @@ def _random_part() -> str:
 
 def create_app(
     *,
-    base_url: str | None = None,
     api_key: str | None = None,
     speed: float = 1.0,
     sleep: Sleep = asyncio.sleep,  # noqa: TID251  simulated work takes time
@@ -44,7 +43,6 @@ def create_app(
 ) -> Starlette:
     """Return the simulation of API in One as an ASGI application, its state in `app.state.sandbox`.
 
-    base_url: start of the URLs of files; None for the URL of the request.
     api_key: the only accepted key; None accepts every key that starts with `aio_`.
     speed: divides every simulated duration. sleep: waits for such a duration, in seconds.
     random_part: makes the random part of a task id. transport: sends the callbacks.
@@ -65,9 +63,7 @@ def create_app(
         lifespan=_lifespan,
         max_body_size=BODY_BYTES_MAX,
     )
-    app.state.sandbox = Sandbox(
-        base_url, api_key, speed, sleep, now, random_part, client, tasks_max
-    )
+    app.state.sandbox = Sandbox(api_key, speed, sleep, now, random_part, client, tasks_max)
     return app
 
 

@@ -47,8 +47,17 @@ async def create(request: Request) -> Response:
     if misbehaviour.body_error:
         code = misbehaviour.body_error
         return JSONResponse(wire.envelope(None, code=code, message=_REQUESTED_ERROR))
-    task = _new_task(sandbox, request, model, body, misbehaviour)
-    task.size_bytes = len(await request.body())
+    task = Task(
+        id=model.task_id_pattern.format(sandbox.random_part()),
+        model=model,
+        body=body,
+        prompt=without_marks(parameters.prompt_of(body)),
+        misbehaviour=misbehaviour,
+        base_url=base_url(request),
+        created_at=sandbox.now(),
+        poll_answers=tasks.poll_answers(misbehaviour),
+        size_bytes=len(await request.body()),
+    )
     tasks.add(sandbox, task)
     return await _answer(sandbox, task)
 
@@ -83,9 +92,9 @@ async def align_lyrics(request: Request) -> Response:
     return JSONResponse(wire.lyrics(task.prompt.split()))
 
 
-def base_url_of(sandbox: Sandbox, request: Request) -> str:
-    """Return the URL of this sandbox without a trailing slash."""
-    return (sandbox.base_url or str(request.base_url)).rstrip("/")
+def base_url(request: Request) -> str:
+    """Return the URL of this sandbox, as the request has it, without a trailing slash."""
+    return str(request.base_url).rstrip("/")
 
 
 def _sandbox(request: Request) -> Sandbox:
@@ -123,25 +132,6 @@ def _parse(path: str, body: Body) -> tuple[models.SandboxModel, Misbehaviour]:
 def _refuse(status_code: int, message: str) -> NoReturn:
     headers = {"Retry-After": "1"} if status_code == 429 else None
     raise HTTPException(status_code, message, headers)
-
-
-def _new_task(
-    sandbox: Sandbox,
-    request: Request,
-    model: models.SandboxModel,
-    body: Body,
-    misbehaviour: Misbehaviour,
-) -> Task:
-    return Task(
-        id=model.task_id_pattern.format(sandbox.random_part()),
-        model=model,
-        body=body,
-        prompt=without_marks(parameters.prompt_of(body)),
-        misbehaviour=misbehaviour,
-        base_url=base_url_of(sandbox, request),
-        created_at=sandbox.now(),
-        poll_answers=tasks.poll_answers(misbehaviour),
-    )
 
 
 async def _answer(sandbox: Sandbox, task: Task) -> Response:

@@ -38,11 +38,11 @@ class Task:
     base_url: str
     created_at: int
     poll_answers: collections.deque[int | str]
+    size_bytes: int  # Of the request.
     status: str = RUNNING
     completed_at: int | None = None
     called_back: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
-    size_bytes: int = 0  # Of the request.
 
     @property
     def callback_url(self) -> str | None:
@@ -72,10 +72,9 @@ class Sandbox:
     tasks_bytes: the size of all their requests.
     callback_requests, polls: recorded for tests; polls are counted by task id.
     unfunded_keys: keys whose create requests are answered with 402.
-    rate_rate_limited: digests of create requests that were answered with 429 and not yet repeated.
+    rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
 
-    base_url: str | None
     api_key: str | None
     speed: float
     sleep: Sleep

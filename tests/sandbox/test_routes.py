@@ -70,12 +70,6 @@ async def test_a_status_names_its_times_files_and_credits(harness: SandboxHarnes
     }
 
 
-async def test_links_start_with_the_base_url_if_there_is_one() -> None:
-    async with running_sandbox(base_url="https://files.example/") as harness:
-        task = await harness.finish()
-        assert task.file_urls == [f"https://files.example/files/{task.id}/1.png"]
-
-
 async def test_a_feed_says_success_while_its_clips_are_still_text(harness: SandboxHarness) -> None:
     answer = (await harness.create("/audio/music", model="chirp-v5", title="Dusk")).json()
     url = f"/api/v1/audio/music/feed?task_id={answer['data']['task_id']}"
