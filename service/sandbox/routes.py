@@ -35,11 +35,9 @@ def routes() -> list[Route]:
 async def create(request: Request) -> Response:
     """Create a task, or refuse to if the prompt requests that."""
     sandbox = _sandbox(request)
-    key = _authorize(sandbox, request)
+    _authorize(sandbox, request)
     body = await _read(request)
     model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
-    if key in sandbox.unfunded_keys:
-        raise HTTPException(402, "insufficient credits")
     if misbehaviour.rate_limit and tasks.refuse_first_of_two(sandbox, body):
         _refuse(429, "rate limit exceeded")
     if misbehaviour.error:
@@ -102,12 +100,11 @@ def _sandbox(request: Request) -> Sandbox:
     return sandbox
 
 
-def _authorize(sandbox: Sandbox, request: Request) -> str:
+def _authorize(sandbox: Sandbox, request: Request) -> None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     is_valid = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
     if scheme.lower() != "bearer" or not is_valid:
         raise HTTPException(401, "Invalid API key")
-    return key
 
 
 async def _read(request: Request) -> Body:
@@ -161,7 +158,6 @@ def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
     task = sandbox.tasks.get(task_id or "")
     if task is None or task.misbehaviour.sync:
         raise HTTPException(404, "Task not found")
-    sandbox.polls[task.id] += 1
     answer = task.poll_answers.popleft() if task.poll_answers else None
     if isinstance(answer, int):
         _refuse(answer, _REQUESTED_ERROR)

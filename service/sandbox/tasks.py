@@ -56,22 +56,11 @@ class Task:
         return [f"{self.base_url}/files/{self.id}/{n}.{self.model.extension}" for n in numbers]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CallbackRequest:
-    """One HTTP request of a callback; `status_code` is None without an answer."""
-
-    task_id: str
-    status_code: int | None
-    forged: bool
-
-
 @dataclasses.dataclass(slots=True)
 class Sandbox:
     """The state of a sandbox. Each collection keeps its newest `tasks_max` entries.
 
     tasks_bytes: the size of all their requests.
-    callback_requests, polls: recorded for tests; polls are counted by task id.
-    unfunded_keys: keys whose create requests are answered with 402.
     rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
 
@@ -84,21 +73,12 @@ class Sandbox:
     tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
     tasks_bytes: int = 0
-    callback_requests: list[CallbackRequest] = dataclasses.field(default_factory=list)
-    polls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    unfunded_keys: set[str] = dataclasses.field(default_factory=set)
     rate_limited: dict[str, bool] = dataclasses.field(default_factory=dict)
 
     async def pause(self, seconds: float) -> None:
         """Wait for `seconds` of simulated time."""
         if seconds > 0:
             await self.sleep(seconds / self.speed)
-
-
-def record(sandbox: Sandbox, request: CallbackRequest) -> None:
-    """Record a callback, and drop the oldest ones beyond the limit."""
-    sandbox.callback_requests.append(request)
-    del sandbox.callback_requests[: -sandbox.tasks_max]
 
 
 def add(sandbox: Sandbox, task: Task) -> None:
@@ -108,7 +88,6 @@ def add(sandbox: Sandbox, task: Task) -> None:
     while len(sandbox.tasks) > sandbox.tasks_max or sandbox.tasks_bytes > TASKS_BYTES_MAX:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
         sandbox.tasks_bytes -= oldest.size_bytes
-        sandbox.polls.pop(oldest.id, None)
         if oldest.work is not None:
             oldest.work.cancel()
 

@@ -18,9 +18,7 @@ async def test_the_oldest_task_is_dropped_when_there_are_too_many() -> None:
             await harness.poll(task.id)
         task_ids = ["n470003_imagen4", "n470004_imagen4", "n470005_imagen4"]
         assert list(harness.sandbox.tasks) == task_ids
-        assert list(harness.sandbox.polls) == task_ids
         assert (await harness.poll("n470002_imagen4")).status_code == 404
-        assert len(harness.sandbox.callback_requests) == 3
 
 
 async def test_the_oldest_tasks_are_dropped_when_their_requests_are_too_large(
