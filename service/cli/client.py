@@ -79,7 +79,7 @@ def send(client: "httpx.Client", command: Command, options: argparse.Namespace, 
     path = command.path.format_map(values_of(command, options, "path"))
     query, body = (values_of(command, options, place) for place in ("query", "body"))
     request: dict[str, Any] = {"params": query} if query else {}
-    if command.method in ("POST", "PATCH") and _has_body(command):
+    if any(argument.place == "body" for argument in command.arguments):
         request["json"] = body
     request |= more
     if key := getattr(options, "argument_idempotency_key", None):
@@ -109,10 +109,6 @@ def describe_done(command: Command, options: argparse.Namespace, answer: dict[st
     if key := getattr(options, "argument_idempotency_key", None):
         sentences.append(f"A repeat with --idempotency-key {key} gets the same answer.")
     return output.plain(" ".join(sentences))
-
-
-def _has_body(command: Command) -> bool:
-    return any(argument.place == "body" for argument in command.arguments)
 
 
 def values_of(command: Command, options: argparse.Namespace, place: Place) -> dict[str, Any]:
