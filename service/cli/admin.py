@@ -126,7 +126,7 @@ def _write(
         try:
             if before:
                 before()
-            return await app.context.database.write(unit, app.context, *arguments)
+            return await app.database.write(unit, app.context, *arguments)
         finally:
             await app.stop()
 

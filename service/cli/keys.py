@@ -59,8 +59,7 @@ def _open(command: Command, options: argparse.Namespace, show: "Show") -> None:
 
 def _show(command: Command, options: argparse.Namespace, answer: Any) -> None:
     if command.answer == "page" and not options.json:
-        states = ({"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"])
-        keys = [key | state for key, state in zip(answer["data"], states, strict=True)]
+        keys = [k | {"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"]]
         answer = {**answer, "data": keys}
     client.show_answer(command, options, answer)
 
