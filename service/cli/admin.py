@@ -80,8 +80,8 @@ def create_key(options: argparse.Namespace, show: Show) -> None:
         raise CommandError(f"the key was not created: {error}") from error
 
 
-def list_keys(options: argparse.Namespace, show: Show) -> None:
-    """Show a page of the keys of every tenant, or of one."""
+def list_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a page of the keys of every tenant, or of one."""
     from service.api.call import AFTER_RULE, ID, LIMIT_DEFAULT, LIMIT_MAX
     from service.store.pages import Page
 
@@ -92,13 +92,13 @@ def list_keys(options: argparse.Namespace, show: Show) -> None:
         raise UsageError(f"--after {AFTER_RULE}.")
     page = Page(limit=limit, after=options.after, ascending=options.order == "asc")
     keys, after = _write(settings_of_existing(), _list, page, options.tenant)
-    show({"data": [key.view() for key in keys], "next": after})
+    return {"data": [key.view() for key in keys], "next": after}
 
 
-def revoke_key(options: argparse.Namespace, show: Show) -> None:
+def revoke_key(options: argparse.Namespace) -> dict[str, Any]:
     """Revoke a key of any tenant: every request with it is refused."""
     _audit("key.revoke", _write(settings_of_existing(), _revoke, options.id))
-    show({"id": options.id})
+    return {"id": options.id}
 
 
 def _audit(act: str, key: Key) -> None:

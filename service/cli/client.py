@@ -84,7 +84,7 @@ def send(client: "httpx.Client", command: Command, options: argparse.Namespace, 
     request |= more
     if key := getattr(options, "argument_idempotency_key", None):
         request["headers"] = {**request.get("headers", {}), "Idempotency-Key": key}
-    if command.answer == "none":
+    if command.method == "DELETE":
         if calls.call(client, command.method, path, **request).status_code != NO_CONTENT:
             raise calls.not_genhook(client)
         options.done = describe_done(command, options, {})
@@ -136,5 +136,5 @@ def show_answer(command: Command, options: argparse.Namespace, answer: Any) -> N
         lines += command.details(answer) if command.details else []
         if command.says:  # A field that the answer lacks is empty.
             lines.append(output.plain(command.says.format_map(defaultdict(str, answer))))
-    content = {**answer, "deleted": True} if command.answer == "none" else answer
+    content = {**answer, "deleted": True} if command.method == "DELETE" else answer
     output.show(options, content, lines)

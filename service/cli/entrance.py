@@ -31,7 +31,7 @@ from service.cli.turns import Turns
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
 UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends the connection.
-BODY_GRACE_SECONDS = 10.0  # So long the application, which gives up first, may take to record it.
+BODY_GRACE_SECONDS = 10.0  # For the application, which gives up a body first and records that.
 PARTS_MAX = 64  # Of bodies and heads that are parsed in one round of the loop.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.

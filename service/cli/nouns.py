@@ -40,7 +40,6 @@ class Noun(NamedTuple):
         method, _, step = call.partition(" ")
         id_ = self.id_argument("path", "id", "ID", "its id")
         path, example = f"{self.path}/{{id}}{step}", f"{self.example} {example}".rstrip()
-        more |= {"answer": "none"} if method == "DELETE" else {}
         return Command(summary, example, method, path, (id_, *arguments), **more)
 
     def page(self, summary: str, example: str, *filters: Argument, **more: Any) -> Command:

@@ -53,13 +53,8 @@ def replay(command: Command, options: argparse.Namespace, wait: calls.Wait = cal
             "with --idempotency-key, --since and --until must be times: a repeat with an age would "
             "ask for another period."
         )
-    values = client.values_of(command, options, "body")
-    body = {
-        "subscriber_id": values.pop("subscriber_id"),
-        "since": since.time,
-        "until": until.time if until else rfc3339(now_ms()),
-        **values,
-    }
+    period = {"since": since.time, "until": until.time if until else rfc3339(now_ms())}
+    body = client.values_of(command, options, "body") | period
     with calls.connect(options) as connection:
         view = client.send(connection, command, options, json=body)
         with _show_progress(options) as step:

@@ -34,8 +34,7 @@ def routes() -> list[Route]:
 
 async def create(request: Request) -> Response:
     """Create a task, or refuse to if the prompt requests that."""
-    sandbox = _sandbox(request)
-    _authorize(sandbox, request)
+    sandbox = _authorize(request)
     body = await _read(request)
     model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
     if misbehaviour.rate_limit and tasks.refuse_first_of_two(sandbox, body):
@@ -81,8 +80,7 @@ async def show_cover(request: Request) -> Response:
 
 async def align_lyrics(request: Request) -> Response:
     """Answer at once with the time of each word of a song."""
-    sandbox = _sandbox(request)
-    _authorize(sandbox, request)
+    sandbox = _authorize(request)
     body = await _read(request)
     task = sandbox.tasks.get(str(body.get("task_id")))
     if task is None:
@@ -95,16 +93,14 @@ def base_url(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-def _sandbox(request: Request) -> Sandbox:
+def _authorize(request: Request) -> Sandbox:
+    """Return the sandbox; HTTPException unless the request has a key that it accepts."""
     sandbox: Sandbox = request.app.state.sandbox
-    return sandbox
-
-
-def _authorize(sandbox: Sandbox, request: Request) -> None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     is_valid = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
     if scheme.lower() != "bearer" or not is_valid:
         raise HTTPException(401, "Invalid API key")
+    return sandbox
 
 
 async def _read(request: Request) -> Body:
@@ -153,8 +149,7 @@ def _break_off(answer: Response) -> Response:
 
 
 def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
-    sandbox = _sandbox(request)
-    _authorize(sandbox, request)
+    sandbox = _authorize(request)
     task = sandbox.tasks.get(task_id or "")
     if task is None or task.misbehaviour.sync:
         raise HTTPException(404, "Task not found")
