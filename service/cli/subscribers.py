@@ -15,7 +15,7 @@ from service.cli.arguments import (
     parse_seconds,
     parse_whole,
 )
-from service.cli.command import IDEMPOTENCY, Argument, Command, always, argument, pairs
+from service.cli.command import IDEMPOTENCY, Command, always, argument, pairs
 from service.model.errors import CommandError, MissingError, UsageError
 from service.model.event import EVENT_TYPES
 
@@ -71,9 +71,7 @@ def update(command: Command, options: argparse.Namespace) -> int:
     return 0
 
 
-_TARGET = Argument(
-    *("target", "body", "url"), {"metavar": "URL", "help": "the URL that receives events"}
-)
+_TARGET = argument("body", "target", "the URL that receives events", "url", metavar="URL")
 _FIELDS = (
     argument("body", "--description", "a text for people", metavar="TEXT"),
     argument("body", "--event-types", EVENT_TYPES_HELP, type=parse_list, metavar="TYPES"),
