@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from service.cli.arguments import to_sentence
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
     SEALED,
@@ -146,11 +147,7 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         yield Finding(
             "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
         )
-        if server.is_pooled:
-            yield _judge_pooler(settings)
-        if server.worker_problem:
-            level = _level_of_worker(settings)
-            yield Finding(level, "worker", f"None can begin: {server.worker_problem}.")
+        yield from _judge_worker(server, settings)
         yield _judge_durability(state)
         yield from _judge_times(state, now)
     if server.problem:
@@ -169,15 +166,15 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
             yield from judge_due(server.due, now)
 
 
-def _judge_pooler(settings: Settings) -> Finding:
-    from service.store.postgres.locks import POOLED  # It needs the driver.
+def _judge_worker(server: Server, settings: Settings) -> Iterator[Finding]:
+    """Say what keeps a worker from starting."""
+    level: Level = "warn" if settings.worker == "off" else "fail"
+    if server.is_pooled:
+        from service.store.postgres.locks import POOLED  # It needs the driver.
 
-    return Finding(_level_of_worker(settings), "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}.")
-
-
-def _level_of_worker(settings: Settings) -> Level:
-    """Return the level of what keeps a worker from starting."""
-    return "warn" if settings.worker == "off" else "fail"
+        yield Finding(level, "pooler", to_sentence(POOLED))
+    if server.worker_problem:
+        yield Finding(level, "worker", f"None can begin: {server.worker_problem}.")
 
 
 def _judge_shards(shards: dict[str, int]) -> Finding:

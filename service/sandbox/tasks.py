@@ -17,6 +17,7 @@ from service.sandbox.parameters import Body, count_of
 RUNNING = "IN_PROGRESS"
 COMPLETED = "completed"
 FAILED = "failed"
+TASKS_MAX = 10_000
 TASKS_BYTES_MAX = 128 << 20  # Of the requests of all tasks.
 UNKNOWN_WORD = "daydreaming"
 
@@ -58,7 +59,7 @@ class Task:
 
 @dataclasses.dataclass(slots=True)
 class Sandbox:
-    """The state of a sandbox. Each collection keeps its newest `tasks_max` entries.
+    """The state of a sandbox. Each collection keeps its newest TASKS_MAX entries.
 
     tasks_bytes: the size of all their requests.
     rate_limited: digests of create requests that were answered with 429 and not yet repeated.
@@ -70,7 +71,6 @@ class Sandbox:
     now: clock.Clock
     random_part: Callable[[], str]
     client: httpx.AsyncClient
-    tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
     tasks_bytes: int = 0
     rate_limited: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -85,7 +85,7 @@ def add(sandbox: Sandbox, task: Task) -> None:
     """Store a new task; beyond the limits, drop the oldest tasks and cancel their work."""
     sandbox.tasks[task.id] = task
     sandbox.tasks_bytes += task.size_bytes
-    while len(sandbox.tasks) > sandbox.tasks_max or sandbox.tasks_bytes > TASKS_BYTES_MAX:
+    while len(sandbox.tasks) > TASKS_MAX or sandbox.tasks_bytes > TASKS_BYTES_MAX:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
         sandbox.tasks_bytes -= oldest.size_bytes
         if oldest.work is not None:
@@ -108,6 +108,6 @@ def refuse_first_of_two(sandbox: Sandbox, body: Body) -> bool:
     if sandbox.rate_limited.pop(digest, False):
         return False
     sandbox.rate_limited[digest] = True
-    while len(sandbox.rate_limited) > sandbox.tasks_max:
+    while len(sandbox.rate_limited) > TASKS_MAX:
         del sandbox.rate_limited[next(iter(sandbox.rate_limited))]
     return True
