@@ -105,14 +105,7 @@ def new_server(
     Open requests get a second to end.
     """
     limits = settings or Settings()
-    protocol = partial(
-        entrance.Protocol,
-        head_seconds=limits.head_seconds,
-        body_seconds=limits.body_seconds,
-        connections_max=limits.connections_max,
-        turns=Turns(),
-        slow_readers={},
-    )
+    protocol = partial(entrance.Protocol, limits=limits, turns=Turns(), slow_readers={})
     config = Config(
         app,
         interface="asgi3",
