@@ -26,17 +26,13 @@ log = logging.getLogger("genhook.sandbox")
 BODY_BYTES_MAX = 1 << 20
 
 
-def _random_part() -> str:
-    return secrets.token_hex(6)
-
-
 def create_app(
     *,
     api_key: str | None = None,
     speed: float = 1.0,
     sleep: Sleep = asyncio.sleep,  # noqa: TID251  simulated work takes time
     now: clock.Clock = clock.now_ms,
-    random_part: Callable[[], str] = _random_part,
+    random_part: Callable[[], str] = lambda: secrets.token_hex(6),
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> Starlette:
     """Return the simulation of API in One as an ASGI application, its state in `app.state.sandbox`.
