@@ -21,9 +21,8 @@ _REQUESTED_ERROR = "the sandbox was asked for this error"
 
 def routes() -> list[Route]:
     """Return all routes below /api/v1."""
-    create_routes = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
     return [
-        *create_routes,
+        *(Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS),
         Route(PREFIX + models.LYRICS, align_lyrics, methods=["POST"]),
         Route(PREFIX + "/audio/music/feed", show_feed),
         Route(PREFIX + "/audio/music/upload-cover/status", show_feed),
