@@ -1,10 +1,9 @@
 """Commands that open the database themselves, beside a running service or without one."""
 
 import argparse
-import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from service.model.key import DEFAULT_TENANT, TENANT_NAME, TENANT_NAME_RULE, Key
 from service.settings import Settings, read_database_settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
-    from service.app import App
     from service.context import Context
     from service.store.database import Transaction
     from service.store.pages import Page
@@ -59,21 +57,6 @@ async def _migrate(settings: Settings) -> tuple[list[str], int]:
         await database.close()
 
 
-@contextlib.asynccontextmanager
-async def _open_app(settings: Settings) -> AsyncIterator["App"]:
-    """Open the database of an application during the block; no worker runs."""
-    import msgspec
-
-    from service.app import App
-
-    app = App(msgspec.structs.replace(settings, max_in_flight=1))  # It sends nothing.
-    await app.start(worker=False)
-    try:
-        yield app
-    finally:
-        await app.stop()
-
-
 def create_key(options: argparse.Namespace, show: Show) -> None:
     """Create an API key and show it, as the API would."""
     tenant = options.tenant or DEFAULT_TENANT
@@ -97,8 +80,8 @@ def create_key(options: argparse.Namespace, show: Show) -> None:
         raise CommandError(f"the key was not created: {error}") from error
 
 
-def list_keys(options: argparse.Namespace, show: Show) -> None:
-    """Show a page of the keys of every tenant, or of one."""
+def list_keys(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a page of the keys of every tenant, or of one."""
     from service.api.call import AFTER_RULE, ID, LIMIT_DEFAULT, LIMIT_MAX
     from service.store.pages import Page
 
@@ -110,14 +93,14 @@ def list_keys(options: argparse.Namespace, show: Show) -> None:
     page = Page(limit=limit, after=options.after, ascending=options.order == "asc")
     settings = require_database(read_settings())
     keys, after = _write(settings, _list, page, options.tenant)
-    show({"data": [key.view() for key in keys], "next": after})
+    return {"data": [key.view() for key in keys], "next": after}
 
 
-def revoke_key(options: argparse.Namespace, show: Show) -> None:
+def revoke_key(options: argparse.Namespace) -> dict[str, Any]:
     """Revoke a key of any tenant: every request with it is refused."""
     settings = require_database(read_settings())
     _audit("key.revoke", _write(settings, _revoke, options.id))
-    show({"id": options.id})
+    return {"id": options.id}
 
 
 def _audit(act: str, key: Key) -> None:
@@ -134,14 +117,20 @@ def _write(
     before: Callable[[], None] | None = None,
 ) -> Any:
     """Run one unit of work over the database of the settings, after `before` once it is open."""
+    import msgspec
+
+    from service.app import App
     from service.telemetry import log
 
     async def write() -> Any:
-        async with _open_app(settings) as app:
-            context = app.worker.context
+        app = App(msgspec.structs.replace(settings, max_in_flight=1))  # It sends nothing.
+        await app.start(worker=False)
+        try:
             if before:
                 before()
-            return await context.database.write(unit, context, *arguments)
+            return await app.database.write(unit, app.context, *arguments)
+        finally:
+            await app.stop()
 
     log.configure("info")
     return interrupts.run(write())

@@ -8,10 +8,6 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-# It becomes a header of a webhook.
-EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]
-Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-
 
 class Reason(TypedDict):
     """Why something failed."""
@@ -71,7 +67,7 @@ class Filtered(TypedDict):
 class Entry(TypedDict):
     """An entry of a timeline."""
 
-    at: Moment
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     type: str
     summary: str
     detail: dict[str, Any]
@@ -138,7 +134,7 @@ class EventPage(msgspec.Struct):
 class Event(msgspec.Struct):
     """An event."""
 
-    id: EventId
+    id: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]  # A header of its webhook.
     type: str
     timestamp: str
     data: dict[str, Any]

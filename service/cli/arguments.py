@@ -34,9 +34,9 @@ class StoreTrueOnce(StoreOnce):
         super().__init__(option_strings, dest, nargs=0, const=True, default=False, **options)
 
 
-def to_sentence(summary: str) -> str:
-    """Turn the summary of a command into the first line of its help."""
-    return f"{summary[0].upper()}{summary[1:]}."
+def to_sentence(text: str) -> str:
+    """Return a text with a capital letter and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def define(parser: argparse.ArgumentParser, run: Run, example: str) -> None:

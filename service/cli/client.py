@@ -79,12 +79,12 @@ def send(client: "httpx.Client", command: Command, options: argparse.Namespace, 
     path = command.path.format_map(values_of(command, options, "path"))
     query, body = (values_of(command, options, place) for place in ("query", "body"))
     request: dict[str, Any] = {"params": query} if query else {}
-    if command.method in ("POST", "PATCH") and _has_body(command):
+    if any(argument.place == "body" for argument in command.arguments):
         request["json"] = body
     request |= more
     if key := getattr(options, "argument_idempotency_key", None):
         request["headers"] = {**request.get("headers", {}), "Idempotency-Key": key}
-    if command.answer == "none":
+    if command.method == "DELETE":
         if calls.call(client, command.method, path, **request).status_code != NO_CONTENT:
             raise calls.not_genhook(client)
         options.done = describe_done(command, options, {})
@@ -109,10 +109,6 @@ def describe_done(command: Command, options: argparse.Namespace, answer: dict[st
     if key := getattr(options, "argument_idempotency_key", None):
         sentences.append(f"A repeat with --idempotency-key {key} gets the same answer.")
     return output.plain(" ".join(sentences))
-
-
-def _has_body(command: Command) -> bool:
-    return any(argument.place == "body" for argument in command.arguments)
 
 
 def values_of(command: Command, options: argparse.Namespace, place: Place) -> dict[str, Any]:
@@ -140,5 +136,5 @@ def show_answer(command: Command, options: argparse.Namespace, answer: Any) -> N
         lines += command.details(answer) if command.details else []
         if command.says:  # A field that the answer lacks is empty.
             lines.append(output.plain(command.says.format_map(defaultdict(str, answer))))
-    content = {**answer, "deleted": True} if command.answer == "none" else answer
+    content = {**answer, "deleted": True} if command.method == "DELETE" else answer
     output.show(options, content, lines)

@@ -46,7 +46,7 @@ class Command(NamedTuple):
 
     answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`
     and the lines that `details` makes of it. The sentence `says`, filled with fields of the answer,
-    follows; it is all that is shown of `none` (204).
+    follows; it is all that is shown of a DELETE, which is answered 204.
     shape: the type that the answer must have, by default a JSON object, or `answers.Page`.
     lost: the sentence that says what to do if nobody could see the answer, filled likewise.
     run: the function that runs the command, if not `client.run`.
@@ -57,7 +57,7 @@ class Command(NamedTuple):
     method: str
     path: str
     arguments: tuple[Argument, ...] = ()
-    answer: Literal["page", "item", "none"] = "item"
+    answer: Literal["page", "item"] = "item"
     shows: tuple[str, ...] = ()
     says: str = ""
     shape: Any = None

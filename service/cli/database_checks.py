@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
+from service.cli.arguments import to_sentence
 from service.model.clock import MINUTE
 from service.store.migrations import Older
 
@@ -39,7 +40,7 @@ def judge_schema(problem: str | None, version: int) -> Finding:
     if problem is None:
         return Finding("ok", "schema", f"The schema is {version}, which is the latest.")
     level: Level = "warn" if isinstance(problem, Older) else "fail"
-    return Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
+    return Finding(level, "schema", to_sentence(problem))
 
 
 def judge_tables(missing: Iterable[str]) -> Iterator[Finding]:

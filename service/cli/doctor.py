@@ -248,11 +248,11 @@ def _online(settings: Settings, now: int) -> Iterator[Finding]:
         message = f"{settings.upstream_url} does not answer: {calls.give_reason(error)}."
         yield Finding("fail", "online", message)
         return
-    yield _judged(answer.status_code)
+    yield _judge_answer(answer.status_code)
     yield from _upstream_clock(answer.headers.get("date", ""), now)
 
 
-def _judged(status: int) -> Finding:
+def _judge_answer(status: int) -> Finding:
     if status in (401, 403):
         message = "Upstream refuses the key: check GENHOOK_UPSTREAM_API_KEY."
         return Finding("fail", "online", message)

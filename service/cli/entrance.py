@@ -28,10 +28,11 @@ from service.cli.readers import Reader
 from service.cli.refusals import disconnect, refuse
 from service.cli.serving import HIGH_WATER_LIMIT, HttpToolsProtocol
 from service.cli.turns import Turns
+from service.settings import Settings
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
 UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends the connection.
-BODY_GRACE_SECONDS = 10.0  # So long the application, which gives up first, may take to record it.
+BODY_GRACE_SECONDS = 10.0  # For the application, which gives up a body first and records that.
 PARTS_MAX = 64  # Of bodies and heads that are parsed in one round of the loop.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
@@ -52,9 +53,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(
         self,
         *args: Any,
-        head_seconds: float,
-        body_seconds: float,
-        connections_max: int,
+        limits: Settings,
         turns: Turns,
         slow_readers: dict[Reader, None],
         **kwargs: Any,
@@ -64,9 +63,7 @@ class Protocol(HttpToolsProtocol):
         self._parts: list[bytes] = []
         self.on_body = self._parts.append  # type: ignore[assignment,method-assign]
         super().__init__(*args, **kwargs)
-        self._seconds = {"head": head_seconds, "body": body_seconds + BODY_GRACE_SECONDS}
-        self._read_seconds = body_seconds
-        self._connections_max = connections_max
+        self._limits = limits
         self._turns = turns
         self._slow_readers = slow_readers
         self._unparsed = bytearray()
@@ -85,13 +82,15 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
-        self.flow = Flow(transport, self._seconds, partial(self._refuse, 408))
+        limits = self._limits
+        seconds = {"head": limits.head_seconds, "body": limits.body_seconds + BODY_GRACE_SECONDS}
+        self.flow = Flow(transport, seconds, partial(self._refuse, 408))
         self.flow.expect("head")
         self._outgoing = Outgoing(transport, self.loop, self._close)
-        self._reader = Reader(self._outgoing, self._read_seconds, self._slow_readers)
+        self._reader = Reader(self._outgoing, limits.body_seconds, self._slow_readers)
         if getattr(self.server_state, "is_ending", False):
             self.shutdown()
-        over = len(self.connections) - self._connections_max
+        over = len(self.connections) - limits.connections_max
         if over > REFUSED_MAX:
             transport.abort()
         elif over > 0:

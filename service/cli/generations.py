@@ -26,9 +26,8 @@ def create(command: Command, options: argparse.Namespace) -> int:
     # The service then answers with the id before upstream has answered.
     more: dict[str, Any] = {"headers": {"Prefer": "respond-async"}}
     _check_saving(options)
-    if command.path == nouns.GENERATION.path:
-        values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
-        more["json"] = values
+    if command.path == nouns.GENERATION.path:  # A retry sends nothing: the request is stored.
+        more["json"] = client.values_of(command, options, "body") | {"input": _input_of(options)}
     if options.argument_save is not None:
         saving.prepare(options.argument_save)  # Before something is paid for.
         command = command._replace(lost=_lost_files(options.argument_save))

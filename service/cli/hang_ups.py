@@ -2,7 +2,7 @@
 
 When a client closes its connection, TCP says only that it sends no more, as it does of one that
 closed its sending half and still reads. Most have gone, so who waits for a hang-up is told of both;
-the answer then goes to who still reads. It is never a stream, which Starlette ends on a disconnect.
+the answer then goes to who still reads. Such an answer is no stream: Starlette would end that.
 """
 
 from collections.abc import Callable

@@ -43,24 +43,20 @@ def _open(command: Command, options: argparse.Namespace, show: "Show") -> None:
         if own.get(name):
             remedy = "leave out --offline" if own["offline"] else "give --key"
             raise UsageError(f"--{name.replace('_', '-')} needs a service: {remedy}.")
-
-    def show_done(answer: dict[str, Any]) -> None:
-        options.done = client.describe_done(command, options, answer)
-        show(answer)
-
     arguments = argparse.Namespace(**own)
     if command.method == "DELETE":
-        admin.revoke_key(arguments, show_done)
+        answer = admin.revoke_key(arguments)
+        options.done = client.describe_done(command, options, answer)
+        show(answer)
     elif command.method == "POST":
         admin.create_key(arguments, show)  # It shows the key first: nothing is done before.
     else:
-        admin.list_keys(arguments, show)
+        show(admin.list_keys(arguments))
 
 
 def _show(command: Command, options: argparse.Namespace, answer: Any) -> None:
     if command.answer == "page" and not options.json:
-        states = ({"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"])
-        keys = [key | state for key, state in zip(answer["data"], states, strict=True)]
+        keys = [k | {"state": "revoked" if k.get("revoked_at") else "live"} for k in answer["data"]]
         answer = {**answer, "data": keys}
     client.show_answer(command, options, answer)
 

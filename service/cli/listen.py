@@ -17,7 +17,6 @@ from service.model.errors import UsageError
 if TYPE_CHECKING:
     import httpx
 
-
 LISTEN_SECONDS = 1.0
 FORWARD_SECONDS = 15.0
 PAGE = 100

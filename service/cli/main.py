@@ -44,7 +44,6 @@ COMMANDS = {
     "completion": ("completion", "print the completion of the commands for a shell"),
 }
 
-
 EMPTY_ALLOWED = ("argument_description", "argument_prompt")  # Their texts may be empty.
 PATHS = ("argument_directory", "argument_save")  # They are opened in the encoding of the locale.
 

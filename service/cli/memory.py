@@ -21,7 +21,7 @@ def tend() -> None:
     gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
     gc.enable()
     asyncio.get_running_loop().call_later(FIRST_SECONDS, return_large_blocks)
-    Growth().look_after(LOOK_SECONDS)
+    Growth().look_later(LOOK_SECONDS)
 
 
 class Growth:
@@ -49,10 +49,10 @@ class Growth:
             self._resident_bytes = resident_bytes()
         elif resident:  # Else it could not be read.
             self._resident_bytes = min(self._resident_bytes, resident)
-        self.look_after(max(LOOK_SECONDS, COLLECTION_PAUSES * seconds))
+        self.look_later(max(LOOK_SECONDS, COLLECTION_PAUSES * seconds))
 
-    def look_after(self, seconds: float) -> None:
-        """Look after `seconds`, if the event loop still runs."""
+    def look_later(self, seconds: float) -> None:
+        """Look in so many seconds, if the event loop still runs."""
         asyncio.get_running_loop().call_later(seconds, self.look)
 
 

@@ -67,10 +67,7 @@ MODELS = Command(
     "--kind image --callbacks --sort credits",
     *("GET", "/v1/models"),
     (
-        Argument(
-            *("id", "own", "id"),
-            {"nargs": "*", "metavar": "MODEL", "type": parse_model, "help": "the model to show"},
-        ),
+        argument("own", "id", "the model to show", nargs="*", metavar="MODEL", type=parse_model),
         argument("query", "--kind", "only models of this kind", choices=get_args(Kind)),
         argument(
             *("query", "--callbacks", "only models that call back; false: only the others"),

@@ -27,8 +27,7 @@ class Noun(NamedTuple):
 
     def id_argument(self, place: Place, field: str, metavar: str, help_: str) -> Argument:
         """Return the positional argument that is an id."""
-        options = {"type": self.parse_id, "metavar": metavar, "help": help_}
-        return Argument("id", place, field, options)
+        return argument(place, "id", help_, field, type=self.parse_id, metavar=metavar)
 
     def one(
         self, summary: str, call: str, *arguments: Argument, example: str = "", **more: Any
@@ -40,7 +39,6 @@ class Noun(NamedTuple):
         method, _, step = call.partition(" ")
         id_ = self.id_argument("path", "id", "ID", "its id")
         path, example = f"{self.path}/{{id}}{step}", f"{self.example} {example}".rstrip()
-        more |= {"answer": "none"} if method == "DELETE" else {}
         return Command(summary, example, method, path, (id_, *arguments), **more)
 
     def page(self, summary: str, example: str, *filters: Argument, **more: Any) -> Command:

@@ -24,7 +24,7 @@ _COLOURS = {
     **dict.fromkeys(("failed", "dead", "disabled", "revoked"), _RED),
     **dict.fromkeys(("timed_out", "canceled", "paused"), _YELLOW),
 }
-_STATES = ("status", "state", "data.status")
+_STATES = ("status", "state")
 FIELD_WIDTH = len("completed_at")  # So wide are the names of a generation's fields at least.
 
 
@@ -126,10 +126,10 @@ def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     }
     heading, *lines = table([headings, *rows], numbers=numbers)
     if is_coloured():
-        at = next((n for n, column in enumerate(columns) if column in _STATES), None)
-        states = [row[at] if at is not None else None for row in rows]
         heading = f"{_BOLD}{heading}{_END}"
-        lines = [_coloured(line, state) for line, state in zip(lines, states, strict=True)]
+        for column in {*_STATES} & {*columns}:
+            states = [item.get(column) for item in answer["data"]]
+            lines = [_coloured(line, state) for line, state in zip(lines, states, strict=True)]
     more = [f"more: --after {plain(answer['next'])}"] if answer.get("next") else []
     return [heading, *lines, *more]
 

@@ -32,24 +32,14 @@ class Moment(NamedTuple):
 
 
 def parse_moment(text: str) -> Moment:
-    """Read the value of an option as a time, from an age or a time."""
-    try:
-        return Moment(read_moment(text, now_ms()), is_age=text[-1:] in _AGES)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def read_moment(text: str, now: int) -> str:
-    """Return an RFC 3339 time, from such a time or from an age at `now`: `90m`, `24h`, `7d`.
-
-    ValueError if the text is neither.
-    """
+    """Read a time, or an age: `90m`, `24h`, `7d`."""
     try:
         if text[-1:] in _AGES and (number := read_whole(text[:-1])) is not None:
-            return rfc3339(now - number * _AGES[text[-1]])
-        return rfc3339(parse_rfc3339(text, round_up=True))  # As the service does.
+            return Moment(rfc3339(now_ms() - number * _AGES[text[-1]]), is_age=True)
+        time = rfc3339(parse_rfc3339(text, round_up=True))  # As the service does.
+        return Moment(time, is_age=False)
     except (ValueError, OverflowError):
-        raise ValueError(
+        raise argparse.ArgumentTypeError(
             f"{output.plain(text)} is neither an age, such as 90m, 24h or 7d, nor a time, such as "
             "2026-11-22T18:20:00Z"
         ) from None
@@ -63,13 +53,8 @@ def replay(command: Command, options: argparse.Namespace, wait: calls.Wait = cal
             "with --idempotency-key, --since and --until must be times: a repeat with an age would "
             "ask for another period."
         )
-    values = client.values_of(command, options, "body")
-    body = {
-        "subscriber_id": values.pop("subscriber_id"),
-        "since": since.time,
-        "until": until.time if until else rfc3339(now_ms()),
-        **values,
-    }
+    period = {"since": since.time, "until": until.time if until else rfc3339(now_ms())}
+    body = client.values_of(command, options, "body") | period
     with calls.connect(options) as connection:
         view = client.send(connection, command, options, json=body)
         with _show_progress(options) as step:

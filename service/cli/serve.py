@@ -92,12 +92,14 @@ def serve(options: argparse.Namespace) -> int:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
         if options.sandbox:
+            from service.sandbox.welcome import DEV_KEY
+
             sandbox_sock = stack.enter_context(server.bind("127.0.0.1", 0))
             sandbox_url = server.url_of(sandbox_sock)
             settings = msgspec.structs.replace(
                 settings,
                 upstream_url=f"{sandbox_url}/api/v1",
-                upstream_api_key="aio_dev",
+                upstream_api_key=DEV_KEY,
                 public_url=settings.public_url or url,  # Where the sandbox calls back.
             )
         if options.dev:

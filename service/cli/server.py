@@ -105,14 +105,7 @@ def new_server(
     Open requests get a second to end.
     """
     limits = settings or Settings()
-    protocol = partial(
-        entrance.Protocol,
-        head_seconds=limits.head_seconds,
-        body_seconds=limits.body_seconds,
-        connections_max=limits.connections_max,
-        turns=Turns(),
-        slow_readers={},
-    )
+    protocol = partial(entrance.Protocol, limits=limits, turns=Turns(), slow_readers={})
     config = Config(
         app,
         interface="asgi3",
@@ -164,25 +157,26 @@ def _is_unexpected(record: logging.LogRecord) -> bool:
 
 async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | None) -> int:
     """Run the service until a signal or a failed worker ends it; return the exit status."""
-    settings = app.settings
     async with contextlib.AsyncExitStack() as stack:
         if sandbox_sock is not None:
-            sandbox = running_sandbox(sandbox_sock, settings.upstream_api_key)
+            sandbox = running_sandbox(sandbox_sock, app.settings.upstream_api_key)
             await stack.enter_async_context(sandbox)
         await app.start()
-        await _run(app, new_server(app, lifespan="off", settings=app.settings), sock)
-    return int(app.worker.has_failed)
+        return await _run(app, app, sock)
 
 
 async def work(app: "App", sock: socket.socket | None) -> int:
     """Run the worker, with its health on `sock`, until a signal or failure; return the status."""
     await app.start(worker=True)
-    await _run(app, new_server(app.observe, lifespan="off", settings=app.settings), sock)
-    return int(app.worker.has_failed)
+    return await _run(app, app.observe, sock)
 
 
-async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
-    """Serve a started application until it is to stop, then stop it: both within one deadline."""
+async def _run(app: "App", served: Any, sock: socket.socket | None) -> int:
+    """Serve an ASGI application of a started `app` until `app` is to stop, then stop that.
+
+    Both are done within one deadline; return the exit status.
+    """
+    server = new_server(served, lifespan="off", settings=app.settings)
     stopping = asyncio.Event()
     # The application and the server stop at the same time: the seconds pass only once.
     stop = Stop(
@@ -201,6 +195,7 @@ async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
     finally:
         await app.stop(stop.work_ends_at)
         _log.info("stopped")
+    return int(app.worker.has_failed)
 
 
 async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from service.cli.arguments import to_sentence
 from service.cli.database_checks import (
     CLOCK_OFF_MS,
     SEALED,
@@ -146,13 +147,9 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         yield Finding(
             "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
         )
-        if server.is_pooled:
-            yield _judged_pooler(settings)
-        if server.worker_problem:
-            level = _level_of_worker(settings)
-            yield Finding(level, "worker", f"None can begin: {server.worker_problem}.")
-        yield _judged_durability(state)
-        yield from _judged_times(state, now)
+        yield from _judge_worker(server, settings)
+        yield _judge_durability(state)
+        yield from _judge_times(state, now)
     if server.problem:
         yield Finding("fail", "database", f"{server.problem}.")
     elif server.schema_problem:
@@ -163,24 +160,24 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         yield judge_schema(None, server.schema_version)
         yield Finding("ok", "database", "It can be written to.")
         if server.worker_problem is None:
-            yield _judged_shards(server.shards)
-        yield from _judged_tables(server)
+            yield _judge_shards(server.shards)
+        yield from _judge_tables(server)
         if server.due is not None:
             yield from judge_due(server.due, now)
 
 
-def _judged_pooler(settings: Settings) -> Finding:
-    from service.store.postgres.locks import POOLED  # It needs the driver.
+def _judge_worker(server: Server, settings: Settings) -> Iterator[Finding]:
+    """Say what keeps a worker from starting."""
+    level: Level = "warn" if settings.worker == "off" else "fail"
+    if server.is_pooled:
+        from service.store.postgres.locks import POOLED  # It needs the driver.
 
-    return Finding(_level_of_worker(settings), "pooler", f"{POOLED[:1].upper()}{POOLED[1:]}.")
+        yield Finding(level, "pooler", to_sentence(POOLED))
+    if server.worker_problem:
+        yield Finding(level, "worker", f"None can begin: {server.worker_problem}.")
 
 
-def _level_of_worker(settings: Settings) -> Level:
-    """Return the level of what keeps a worker from starting."""
-    return "warn" if settings.worker == "off" else "fail"
-
-
-def _judged_shards(shards: dict[str, int]) -> Finding:
+def _judge_shards(shards: dict[str, int]) -> Finding:
     if not shards:
         return Finding("ok", "worker", "No process works on it now.")
     held = ", ".join(f"{name} {count}" for name, count in sorted(shards.items()))
@@ -190,7 +187,7 @@ def _judged_shards(shards: dict[str, int]) -> Finding:
     return Finding("ok", "worker", f"Every shard is held: {held}.")
 
 
-def _judged_tables(server: Server) -> Iterator[Finding]:
+def _judge_tables(server: Server) -> Iterator[Finding]:
     sizes = ", ".join(f"{name} {size >> 20} MiB" for name, size in server.largest)
     yield Finding("ok", "tables", f"The largest are {sizes}, with their indexes.")
     for name, count in server.bloated:
@@ -201,7 +198,7 @@ def _judged_tables(server: Server) -> Iterator[Finding]:
     yield from judge_indexes(server.missing)
 
 
-def _judged_durability(state: dict[str, Any]) -> Finding:
+def _judge_durability(state: dict[str, Any]) -> Finding:
     if not state["is_durable"]:
         message = "fsync or synchronous_commit is off: a crash loses callbacks that were answered."
         return Finding("fail", "durability", message)
@@ -214,7 +211,7 @@ def _judged_durability(state: dict[str, Any]) -> Finding:
     return Finding("ok", "durability", "Commits wait for a synchronous standby.")
 
 
-def _judged_times(state: dict[str, Any], now: int) -> Iterator[Finding]:
+def _judge_times(state: dict[str, Any], now: int) -> Iterator[Finding]:
     if abs(state["now"] - now) > CLOCK_OFF_MS:
         seconds = round((state["now"] - now) / 1_000)
         message = f"The server's clock differs from this machine's by {seconds} seconds."

@@ -12,7 +12,6 @@ from service.model.errors import CommandError
 
 Print = Callable[[str], None]  # Prints a line.
 
-STANDARD = (0, 1, 2)
 ESCAPE = "genhook.escape"  # The error handler for characters that standard output cannot encode.
 
 
@@ -23,7 +22,7 @@ def fill_closed() -> None:
     libuv, which never closes these three numbers, ends the process with SIGABRT. `sys.stdout` stays
     None where it was closed.
     """
-    for descriptor in STANDARD:
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:

@@ -15,7 +15,7 @@ from service.cli.arguments import (
     parse_seconds,
     parse_whole,
 )
-from service.cli.command import IDEMPOTENCY, Argument, Command, always, argument, pairs
+from service.cli.command import IDEMPOTENCY, Command, always, argument, pairs
 from service.model.errors import CommandError, MissingError, UsageError
 from service.model.event import EVENT_TYPES
 
@@ -39,13 +39,13 @@ def create(command: Command, options: argparse.Namespace) -> int:
     """Create a subscriber and show it, with its secret."""
     with calls.connect(options) as connection:
         client.show_answer(command, options, client.send(connection, command, options))
-        _note_unknown(connection, client.values_of(command, options, "body"))
+        _note_unknown(connection, client.values_of(command, options, "body").get("filter", {}))
     return 0
 
 
-def _note_unknown(connection: "httpx.Client", fields: Mapping[str, Any]) -> None:
+def _note_unknown(connection: "httpx.Client", filters: Mapping[str, Any]) -> None:
     """Say which models of a filter the catalogue lacks: they are allowed, but may be mistyped."""
-    for model in fields.get("filter", {}).get("models", ()):
+    for model in filters.get("models", ()):
         try:
             calls.call(connection, "GET", f"/v1/models/{quote(model)}")
         except MissingError:
@@ -67,13 +67,11 @@ def update(command: Command, options: argparse.Namespace) -> int:
             fields["filter"] = client.send(connection, read, options)["filter"] | filters
         answer = client.send(connection, command, options, json=fields)
         client.show_answer(command, options, answer)
-        _note_unknown(connection, {"filter": filters})
+        _note_unknown(connection, filters)
     return 0
 
 
-_TARGET = Argument(
-    *("target", "body", "url"), {"metavar": "URL", "help": "the URL that receives events"}
-)
+_TARGET = argument("body", "target", "the URL that receives events", "url", metavar="URL")
 _FIELDS = (
     argument("body", "--description", "a text for people", metavar="TEXT"),
     argument("body", "--event-types", EVENT_TYPES_HELP, type=parse_list, metavar="TYPES"),

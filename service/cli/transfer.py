@@ -64,8 +64,10 @@ def copy(options: argparse.Namespace) -> int:
         _ = options.source.startswith(POSTGRES) or Path(options.source).stat()
     except OSError as error:
         raise CommandError(f"cannot open {options.source}: {error.strerror}") from error
-    began, counts = time.monotonic(), interrupts.run(_copy(options.source, options.target))
-    seconds, total, width = time.monotonic() - began, sum(counts.values()), max(map(len, counts))
+    began = time.monotonic()
+    counts = interrupts.run(_copy(options.source, options.target))
+    seconds = time.monotonic() - began
+    total, width = sum(counts.values()), max(map(len, counts))
     done = {"tables": counts, "rows": total, "seconds": round(seconds, 3)}
     lines = [f"{table:{width}}  {count:>12,}" for table, count in counts.items()]
     lines.append(f"All {total:,} rows are equal on both sides. It took {seconds:.1f} s.")

@@ -23,35 +23,24 @@ from service.sandbox.tasks import Sandbox, Sleep
 
 log = logging.getLogger("genhook.sandbox")
 
-TASKS_MAX = 10_000
 BODY_BYTES_MAX = 1 << 20
-
-
-def _random_part() -> str:
-    return secrets.token_hex(6)
 
 
 def create_app(
     *,
-    base_url: str | None = None,
     api_key: str | None = None,
     speed: float = 1.0,
     sleep: Sleep = asyncio.sleep,  # noqa: TID251  simulated work takes time
     now: clock.Clock = clock.now_ms,
-    random_part: Callable[[], str] = _random_part,
+    random_part: Callable[[], str] = lambda: secrets.token_hex(6),
     transport: httpx.AsyncBaseTransport | None = None,
-    tasks_max: int = TASKS_MAX,
 ) -> Starlette:
     """Return the simulation of API in One as an ASGI application, its state in `app.state.sandbox`.
 
-    base_url: start of the URLs of files; None for the URL of the request.
     api_key: the only accepted key; None accepts every key that starts with `aio_`.
     speed: divides every simulated duration. sleep: waits for such a duration, in seconds.
     random_part: makes the random part of a task id. transport: sends the callbacks.
-    tasks_max: how many tasks are stored. ValueError if it or `speed` is not above zero.
     """
-    if speed <= 0 or tasks_max <= 0:
-        raise ValueError("speed and tasks_max must be above zero")
     # trust_env=False ignores proxies of the environment: callbacks go to this machine.
     client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=work.TIMEOUT_SECONDS)
     app = Starlette(
@@ -65,9 +54,7 @@ def create_app(
         lifespan=_lifespan,
         max_body_size=BODY_BYTES_MAX,
     )
-    app.state.sandbox = Sandbox(
-        base_url, api_key, speed, sleep, now, random_part, client, tasks_max
-    )
+    app.state.sandbox = Sandbox(api_key, speed, sleep, now, random_part, client)
     return app
 
 

@@ -97,15 +97,11 @@ def _value(name: str, value: str | None) -> bool | int | float:
         return True
     if value is None or not _NUMBER.fullmatch(value):
         raise ValueError(f"sandbox directive {name} needs a number, for example {name}=3")
-    number = float(value) if name in _FRACTIONAL else _whole_number(name, value)
+    if "." in value and name not in _FRACTIONAL:
+        raise ValueError(f"sandbox directive {name} needs a whole number")
+    number = float(value) if name in _FRACTIONAL else int(value)
     if not directive.minimum <= number <= directive.maximum:
         raise ValueError(
             f"sandbox directive {name} goes from {directive.minimum} to {directive.maximum}"
         )
     return number
-
-
-def _whole_number(name: str, value: str) -> int:
-    if "." in value:
-        raise ValueError(f"sandbox directive {name} needs a whole number")
-    return int(value)

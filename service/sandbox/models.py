@@ -15,9 +15,6 @@ REMOVE_BG = "/images/tools/remove-bg"
 FACE_SWAP = "/images/tools/face-swap"
 UPSCALE = "/images/tools/upscale"
 
-Choices = Mapping[str, tuple[str, ...]]
-Prices = tuple[tuple[Mapping[str, str], int], ...]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SandboxModel:
@@ -37,9 +34,9 @@ class SandboxModel:
     files: int = 1
     required: tuple[str, ...] = ("prompt",)
     prompt_length_max: int = 5000
-    choices: Choices = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    prices: Prices = ()
+    prices: tuple[tuple[Mapping[str, str], int], ...] = ()
 
 
 _IMAGE_MODELS = (

@@ -79,7 +79,9 @@ def size_of(body: Body) -> tuple[int, int]:
 def credits_of(model: SandboxModel, body: Body) -> int:
     """Return what a success costs. Images are billed singly, speech per 1000 characters."""
     prices = (
-        price for fields, price in model.prices if fields.items() <= _text_fields(body).items()
+        price
+        for fields, price in model.prices
+        if all(body.get(name) == value for name, value in fields.items())
     )
     if model.path == SPEECH:
         units = -(-max(len(prompt_of(body)), 1) // 1000)
@@ -104,10 +106,6 @@ def _check_callback_url(url: object) -> None:
     parts = urlsplit(url) if isinstance(url, str) else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("callback_url must be an absolute http or https URL")
-
-
-def _text_fields(body: Body) -> dict[str, str]:
-    return {field: value for field, value in body.items() if isinstance(value, str)}
 
 
 def _is_whole_number(value: object) -> bool:

@@ -21,9 +21,8 @@ _REQUESTED_ERROR = "the sandbox was asked for this error"
 
 def routes() -> list[Route]:
     """Return all routes below /api/v1."""
-    create_routes = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
     return [
-        *create_routes,
+        *(Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS),
         Route(PREFIX + models.LYRICS, align_lyrics, methods=["POST"]),
         Route(PREFIX + "/audio/music/feed", show_feed),
         Route(PREFIX + "/audio/music/upload-cover/status", show_feed),
@@ -34,12 +33,9 @@ def routes() -> list[Route]:
 
 async def create(request: Request) -> Response:
     """Create a task, or refuse to if the prompt requests that."""
-    sandbox = _sandbox(request)
-    key = _authorize(sandbox, request)
+    sandbox = _authorize(request)
     body = await _read(request)
     model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
-    if key in sandbox.unfunded_keys:
-        raise HTTPException(402, "insufficient credits")
     if misbehaviour.rate_limit and tasks.refuse_first_of_two(sandbox, body):
         _refuse(429, "rate limit exceeded")
     if misbehaviour.error:
@@ -47,8 +43,17 @@ async def create(request: Request) -> Response:
     if misbehaviour.body_error:
         code = misbehaviour.body_error
         return JSONResponse(wire.envelope(None, code=code, message=_REQUESTED_ERROR))
-    task = _new_task(sandbox, request, model, body, misbehaviour)
-    task.size_bytes = len(await request.body())
+    task = Task(
+        id=model.task_id_pattern.format(sandbox.random_part()),
+        model=model,
+        body=body,
+        prompt=without_marks(parameters.prompt_of(body)),
+        misbehaviour=misbehaviour,
+        base_url=base_url(request),
+        created_at=sandbox.now(),
+        poll_answers=tasks.poll_answers(misbehaviour),
+        size_bytes=len(await request.body()),
+    )
     tasks.add(sandbox, task)
     return await _answer(sandbox, task)
 
@@ -74,8 +79,7 @@ async def show_cover(request: Request) -> Response:
 
 async def align_lyrics(request: Request) -> Response:
     """Answer at once with the time of each word of a song."""
-    sandbox = _sandbox(request)
-    _authorize(sandbox, request)
+    sandbox = _authorize(request)
     body = await _read(request)
     task = sandbox.tasks.get(str(body.get("task_id")))
     if task is None:
@@ -83,22 +87,19 @@ async def align_lyrics(request: Request) -> Response:
     return JSONResponse(wire.lyrics(task.prompt.split()))
 
 
-def base_url_of(sandbox: Sandbox, request: Request) -> str:
-    """Return the URL of this sandbox without a trailing slash."""
-    return (sandbox.base_url or str(request.base_url)).rstrip("/")
+def base_url(request: Request) -> str:
+    """Return the URL of this sandbox, as the request has it, without a trailing slash."""
+    return str(request.base_url).rstrip("/")
 
 
-def _sandbox(request: Request) -> Sandbox:
+def _authorize(request: Request) -> Sandbox:
+    """Return the sandbox; HTTPException unless the request has a key that it accepts."""
     sandbox: Sandbox = request.app.state.sandbox
-    return sandbox
-
-
-def _authorize(sandbox: Sandbox, request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     is_valid = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
     if scheme.lower() != "bearer" or not is_valid:
         raise HTTPException(401, "Invalid API key")
-    return key
+    return sandbox
 
 
 async def _read(request: Request) -> Body:
@@ -125,25 +126,6 @@ def _refuse(status_code: int, message: str) -> NoReturn:
     raise HTTPException(status_code, message, headers)
 
 
-def _new_task(
-    sandbox: Sandbox,
-    request: Request,
-    model: models.SandboxModel,
-    body: Body,
-    misbehaviour: Misbehaviour,
-) -> Task:
-    return Task(
-        id=model.task_id_pattern.format(sandbox.random_part()),
-        model=model,
-        body=body,
-        prompt=without_marks(parameters.prompt_of(body)),
-        misbehaviour=misbehaviour,
-        base_url=base_url_of(sandbox, request),
-        created_at=sandbox.now(),
-        poll_answers=tasks.poll_answers(misbehaviour),
-    )
-
-
 async def _answer(sandbox: Sandbox, task: Task) -> Response:
     if task.misbehaviour.sync:
         work.finish(sandbox, task)
@@ -166,12 +148,10 @@ def _break_off(answer: Response) -> Response:
 
 
 def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
-    sandbox = _sandbox(request)
-    _authorize(sandbox, request)
+    sandbox = _authorize(request)
     task = sandbox.tasks.get(task_id or "")
     if task is None or task.misbehaviour.sync:
         raise HTTPException(404, "Task not found")
-    sandbox.polls[task.id] += 1
     answer = task.poll_answers.popleft() if task.poll_answers else None
     if isinstance(answer, int):
         _refuse(answer, _REQUESTED_ERROR)

@@ -17,6 +17,7 @@ from service.sandbox.parameters import Body, count_of
 RUNNING = "IN_PROGRESS"
 COMPLETED = "completed"
 FAILED = "failed"
+TASKS_MAX = 10_000
 TASKS_BYTES_MAX = 128 << 20  # Of the requests of all tasks.
 UNKNOWN_WORD = "daydreaming"
 
@@ -38,11 +39,11 @@ class Task:
     base_url: str
     created_at: int
     poll_answers: collections.deque[int | str]
+    size_bytes: int  # Of the request.
     status: str = RUNNING
     completed_at: int | None = None
     called_back: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
-    size_bytes: int = 0  # Of the request.
 
     @property
     def callback_url(self) -> str | None:
@@ -56,38 +57,22 @@ class Task:
         return [f"{self.base_url}/files/{self.id}/{n}.{self.model.extension}" for n in numbers]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CallbackRequest:
-    """One HTTP request of a callback; `status_code` is None without an answer."""
-
-    task_id: str
-    status_code: int | None
-    forged: bool
-
-
 @dataclasses.dataclass(slots=True)
 class Sandbox:
-    """The state of a sandbox. Each collection keeps its newest `tasks_max` entries.
+    """The state of a sandbox. Each collection keeps its newest TASKS_MAX entries.
 
     tasks_bytes: the size of all their requests.
-    callback_requests, polls: recorded for tests; polls are counted by task id.
-    unfunded_keys: keys whose create requests are answered with 402.
-    rate_rate_limited: digests of create requests that were answered with 429 and not yet repeated.
+    rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
 
-    base_url: str | None
     api_key: str | None
     speed: float
     sleep: Sleep
     now: clock.Clock
     random_part: Callable[[], str]
     client: httpx.AsyncClient
-    tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
     tasks_bytes: int = 0
-    callback_requests: list[CallbackRequest] = dataclasses.field(default_factory=list)
-    polls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    unfunded_keys: set[str] = dataclasses.field(default_factory=set)
     rate_limited: dict[str, bool] = dataclasses.field(default_factory=dict)
 
     async def pause(self, seconds: float) -> None:
@@ -96,20 +81,13 @@ class Sandbox:
             await self.sleep(seconds / self.speed)
 
 
-def record(sandbox: Sandbox, request: CallbackRequest) -> None:
-    """Record a callback, and drop the oldest ones beyond the limit."""
-    sandbox.callback_requests.append(request)
-    del sandbox.callback_requests[: -sandbox.tasks_max]
-
-
 def add(sandbox: Sandbox, task: Task) -> None:
     """Store a new task; beyond the limits, drop the oldest tasks and cancel their work."""
     sandbox.tasks[task.id] = task
     sandbox.tasks_bytes += task.size_bytes
-    while len(sandbox.tasks) > sandbox.tasks_max or sandbox.tasks_bytes > TASKS_BYTES_MAX:
+    while len(sandbox.tasks) > TASKS_MAX or sandbox.tasks_bytes > TASKS_BYTES_MAX:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
         sandbox.tasks_bytes -= oldest.size_bytes
-        sandbox.polls.pop(oldest.id, None)
         if oldest.work is not None:
             oldest.work.cancel()
 
@@ -130,6 +108,6 @@ def refuse_first_of_two(sandbox: Sandbox, body: Body) -> bool:
     if sandbox.rate_limited.pop(digest, False):
         return False
     sandbox.rate_limited[digest] = True
-    while len(sandbox.rate_limited) > sandbox.tasks_max:
+    while len(sandbox.rate_limited) > TASKS_MAX:
         del sandbox.rate_limited[next(iter(sandbox.rate_limited))]
     return True

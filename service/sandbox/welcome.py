@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 
 from service.sandbox import models
 from service.sandbox.misbehaviour import DIRECTIVES
-from service.sandbox.routes import PREFIX, base_url_of
+from service.sandbox.routes import PREFIX, base_url
 
 DEV_KEY = "aio_dev"  # Of the sandbox that `genhook serve --dev --sandbox` runs.
 
@@ -43,7 +43,7 @@ async def show(request: Request) -> PlainTextResponse:
             if sandbox.api_key
             else "any key that starts with aio_",
             key={None: "aio_sandbox", DEV_KEY: DEV_KEY}.get(sandbox.api_key, "YOUR_KEY"),
-            base=base_url_of(sandbox, request) + PREFIX,
+            base=base_url(request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),
         )

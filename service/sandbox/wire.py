@@ -11,7 +11,6 @@ Json = dict[str, Any]
 
 _KINDS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
 _ERROR_TYPES = {
-    400: "bad_request",
     401: "authentication_error",
     402: "insufficient_credits",
     404: "not_found",

@@ -7,7 +7,7 @@ import logging
 import httpx
 
 from service.sandbox import wire
-from service.sandbox.tasks import COMPLETED, FAILED, CallbackRequest, Sandbox, Task, record
+from service.sandbox.tasks import COMPLETED, FAILED, Sandbox, Task
 
 log = logging.getLogger("genhook.sandbox")
 
@@ -74,8 +74,8 @@ async def _send_while_running(sandbox: Sandbox, task: Task, url: str) -> None:
         await _post(sandbox, task, url, _encode(wire.partial_callback(task)))
     if task.misbehaviour.forge:
         body = _encode(wire.forged_callback(task))
-        await _post(sandbox, task, _wrong_token(url), body, forged=True)
-        await _post(sandbox, task, url, body, forged=True)
+        await _post(sandbox, task, _wrong_token(url), body)
+        await _post(sandbox, task, url, body)
 
 
 async def _call_back(sandbox: Sandbox, task: Task, url: str) -> None:
@@ -90,23 +90,19 @@ async def _call_back(sandbox: Sandbox, task: Task, url: str) -> None:
                 break
 
 
-async def _post(
-    sandbox: Sandbox, task: Task, url: str, body: bytes, *, forged: bool = False
-) -> bool:
-    status_code = None
+async def _post(sandbox: Sandbox, task: Task, url: str, body: bytes) -> bool:
+    """Send a callback; return whether it was answered 2xx."""
     headers = {"content-type": "application/json"}
     try:
         async with (
             asyncio.timeout(TIMEOUT_SECONDS),
             sandbox.client.stream("POST", url, content=body, headers=headers) as response,
         ):
-            status_code = response.status_code
+            log.info("callback for %s answered %d", task.id, response.status_code)
+            return response.is_success
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         log.info("callback for %s got no answer: %s", task.id, type(error).__name__)
-    else:
-        log.info("callback for %s answered %d", task.id, status_code)
-    record(sandbox, CallbackRequest(task.id, status_code, forged))
-    return status_code is not None and 200 <= status_code <= 299
+        return False
 
 
 def _encode(answer: wire.Json) -> bytes:

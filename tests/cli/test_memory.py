@@ -55,7 +55,7 @@ def test_garbage_is_collected_once_the_process_has_grown(monkeypatch: pytest.Mon
     resident = [100 << 20]
     monkeypatch.setattr(memory, "resident_bytes", lambda: resident[-1])
     pauses: list[float] = []
-    monkeypatch.setattr(Growth, "look_after", lambda _growth, seconds: pauses.append(seconds))
+    monkeypatch.setattr(Growth, "look_later", lambda _growth, seconds: pauses.append(seconds))
     growth = Growth()
     gc.disable()
     try:
@@ -84,7 +84,7 @@ def test_a_long_collection_is_followed_by_a_long_pause(monkeypatch: pytest.Monke
     times, resident, pauses = iter([5.0, 5.5]), iter([0, GROWN_BYTES + 1, 0]), list[float]()
     monkeypatch.setattr(memory, "resident_bytes", lambda: next(resident))
     monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    monkeypatch.setattr(Growth, "look_after", lambda _growth, seconds: pauses.append(seconds))
+    monkeypatch.setattr(Growth, "look_later", lambda _growth, seconds: pauses.append(seconds))
     Growth().look()
     assert pauses == [50.0]
 
@@ -123,10 +123,11 @@ async def test_a_server_has_large_blocks_and_garbage_returned(
     app: Any = SimpleNamespace(
         settings=SimpleNamespace(shutdown_seconds=1.0),
         begin_stop=lambda: None,
-        worker=SimpleNamespace(when_ended=lambda _do: None),
+        worker=SimpleNamespace(when_ended=lambda _do: None, has_failed=False),
         stop=stop,
     )
     sock: Any = SimpleNamespace(getsockname=lambda: ("127.0.0.1", 1), family=2)
     serving: Any = SimpleNamespace(serve=wait, end=lambda _at: None)
+    monkeypatch.setattr(server, "new_server", lambda *_, **__: serving)
     async with asyncio.timeout(10):
-        await server._run(app, serving, sock)
+        await server._run(app, app, sock)

@@ -1,5 +1,6 @@
 """`genhook replay`: times, and a replay that is watched until it ends."""
 
+import argparse
 import json
 import re
 from typing import Any
@@ -27,13 +28,14 @@ NOW = parse_rfc3339("2026-11-22T18:20:00Z")
         ("2026-11-22T18:20:00.0001Z", "2026-11-22T18:20:00.001Z"),
     ],
 )
-def test_a_moment_is_an_age_or_a_time(text: str, at: str) -> None:
-    assert replay.read_moment(text, NOW) == at
+def test_a_moment_is_an_age_or_a_time(text: str, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "now_ms", lambda: NOW)
+    assert replay.parse_moment(text).time == at
 
 
 def test_an_age_beyond_all_times_is_refused() -> None:
-    with pytest.raises(ValueError, match="neither an age"):
-        replay.read_moment("99999999999d", NOW)
+    with pytest.raises(argparse.ArgumentTypeError, match="neither an age"):
+        replay.parse_moment("99999999999d")
 
 
 # Replays

@@ -70,12 +70,6 @@ async def test_a_status_names_its_times_files_and_credits(harness: SandboxHarnes
     }
 
 
-async def test_links_start_with_the_base_url_if_there_is_one() -> None:
-    async with running_sandbox(base_url="https://files.example/") as harness:
-        task = await harness.finish()
-        assert task.file_urls == [f"https://files.example/files/{task.id}/1.png"]
-
-
 async def test_a_feed_says_success_while_its_clips_are_still_text(harness: SandboxHarness) -> None:
     answer = (await harness.create("/audio/music", model="chirp-v5", title="Dusk")).json()
     url = f"/api/v1/audio/music/feed?task_id={answer['data']['task_id']}"
@@ -161,10 +155,9 @@ async def test_with_an_api_key_only_that_key_is_accepted() -> None:
         assert response.status_code == 200
 
 
-async def test_a_key_without_funds_is_answered_with_402(harness: SandboxHarness) -> None:
-    harness.sandbox.unfunded_keys.add("aio_test")
-    answer = error_of(await harness.create())
-    assert answer == (402, "insufficient_credits", "insufficient credits")
+async def test_402_says_that_credits_are_insufficient(harness: SandboxHarness) -> None:
+    answer = error_of(await harness.create(directives="error=402"))
+    assert answer[:2] == (402, "insufficient_credits")
     assert harness.sandbox.tasks == {}
 
 
@@ -197,7 +190,6 @@ async def test_a_body_that_is_no_json_object_is_refused(
 
 async def test_an_unknown_task_is_not_found(harness: SandboxHarness) -> None:
     assert error_of(await harness.poll("n470001_imagen4")) == (404, "not_found", "Task not found")
-    assert harness.sandbox.polls.total() == 0
 
 
 async def test_a_rate_limit_refuses_the_first_create_and_the_first_poll(
@@ -262,7 +254,6 @@ async def test_polls_fail_as_often_as_requested(harness: SandboxHarness) -> None
     polls = [await harness.poll(task.id) for _ in range(4)]
     assert [poll.status_code for poll in polls] == [500, 500, 500, 200]
     assert error_of(polls[0])[1] == "server_error"
-    assert harness.sandbox.polls[task.id] == 4
 
 
 async def test_two_polls_have_an_unknown_word(harness: SandboxHarness) -> None:

@@ -11,7 +11,7 @@ EXTRA_PACKAGES = ("rich", "PIL", "standardwebhooks")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook demo`."""
+    """Add the options of `genhook demo`."""
     define(parser, demo, "genhook demo --output pictures")
     parser.add_argument(
         "--database",

@@ -21,9 +21,8 @@ from service.model.errors import CommandError
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
-SAFETY_POLL_SECONDS = (
-    4.0  # Jitter takes off up to 20 %; the callback, after 2 s, must still come first.
-)
+# Jitter takes off up to 20 %; the callback, after 2 s, must still come first.
+SAFETY_POLL_SECONDS = 4.0
 TIMEOUT_SECONDS = 10.0
 
 

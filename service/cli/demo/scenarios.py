@@ -79,19 +79,17 @@ async def _run_scenario(
 ) -> int:
     """Run and show one scenario; return how many checks failed."""
     screen.heading(console, number, scenario.name, f"{scenario.model}: {scenario.prompt}")
-    failures, pictures = [], []
+    failures, picture = [], ""
     try:
         with screen.waiting(console, scenario.name.lower()):
             async with asyncio.timeout(SCENARIO_SECONDS):
                 generation, entries = await _follow(environment, console, scenario)
         failures = await _failed_checks(environment, generation, entries, scenario)
-        pictures = await _save_pictures(
-            environment, generation, output, f"{number}-{scenario.model}"
-        )
+        picture = await _save_picture(environment, generation, output, f"{number}-{scenario.model}")
     except (httpx.HTTPError, OSError) as error:  # A timeout is an OSError.
         failures.append(str(error) or f"no outcome within {SCENARIO_SECONDS:g} seconds")
     messages = [f"{scenario.name}: {failure}" for failure in failures]
-    screen.result(console, messages, ", ".join(pictures))
+    screen.result(console, messages, picture)
     return len(failures)
 
 
@@ -160,24 +158,18 @@ async def _failed_checks(
     return [failure for failure, passed in checks.items() if not passed]
 
 
-async def _save_pictures(
-    environment: Environment, generation: Json, output: Path, stem: str
-) -> list[str]:
-    """Save the generation's files; return paths and sizes. OSError if one is not a picture."""
+async def _save_picture(environment: Environment, generation: Json, output: Path, stem: str) -> str:
+    """Save the generation's picture; return its path and size. OSError if it is none."""
     files = (generation["output"] or {}).get("files", [])
     if not files:
         raise OSError("there is no picture")
-    pictures = []
-    for number, file in enumerate(files, 1):
-        answer = await environment.client.get(file["url"], headers={"authorization": ""})
-        answer.raise_for_status()
-        name = f"{stem}-{number}" if number > 1 else stem
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            picture.load()
-            size = f"({picture.width} x {picture.height})"
-        path = _save(answer.content, output / f"{name}.png", f"{name}-{generation['id']}.png")
-        pictures.append(f"{path} {size}")
-    return pictures
+    answer = await environment.client.get(files[0]["url"], headers={"authorization": ""})
+    answer.raise_for_status()
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        picture.load()
+        size = f"({picture.width} x {picture.height})"
+    path = _save(answer.content, output / f"{stem}.png", f"{stem}-{generation['id']}.png")
+    return f"{path} {size}"
 
 
 def _save(content: bytes, target: Path, other_name: str) -> Path:

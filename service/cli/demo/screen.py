@@ -39,13 +39,13 @@ def heading(console: Console, number: int, name: str, description: str) -> None:
     console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {description}", "dim")))
 
 
-def entry(console: Console, entry: dict[str, Any], seconds: float, note: str) -> None:
+def entry(console: Console, view: dict[str, Any], seconds: float, note: str) -> None:
     """Print an entry of a timeline, with its time since the start and a note."""
     console.print(
         Text.assemble(
             (f"{seconds:7.2f} s  ", "dim"),
-            (f"{entry['type']:<10}  ", "cyan"),
-            output.plain(output.summary(entry)),
+            (f"{view['type']:<10}  ", "cyan"),
+            output.plain(output.summary(view)),
             (f"  {note}" if note else "", "green"),
         )
     )
