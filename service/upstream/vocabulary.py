@@ -11,6 +11,12 @@ from typing import Any, Literal
 State = Literal["processing", "succeeded", "failed"]
 WORD_CHARS_MAX = 100  # A longer text is no status word.
 
+
+def words_in(text: str) -> frozenset[str]:
+    """Return the words of a table that is written as a text."""
+    return frozenset(text.split())
+
+
 # Provider (its source): state = its words. Only words that the source lists. All but those marked
 # "not seen again" were compared with the source in November 2026: the page itself, or the type of
 # the provider's own client. "clients" marks words that only clients of the provider show.
