@@ -29,7 +29,7 @@ class Text(NamedTuple):
     text: str
     role: Role  # Of the name that it stands under.
     type_role: Role  # Of the name that tells the media type.
-    place: int
+    place: int  # RESULT, PICTURE, UNKNOWN or AROUND.
     expires_at: int | None
 
 
@@ -223,9 +223,9 @@ def _word(object_: JsonObject) -> str | None:
     return None
 
 
-def _expiry(place: JsonObject) -> int | None:
+def _expiry(object_: JsonObject) -> int | None:
     """Return `expires_at` in milliseconds; None unless it is a date from 1970 to 9999."""
-    value = place.get("expires_at", place.get("expiresAt"))
+    value = object_.get("expires_at", object_.get("expiresAt"))
     if isinstance(value, str):
         try:
             expires_at = clock.parse_rfc3339(value)

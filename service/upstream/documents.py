@@ -126,9 +126,7 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     if isinstance(data, dict):
         return data if asked_id is None else _task_in_data(root, data, asked_id)
     items = data if isinstance(data, list) else []
-    if task := _item(items, asked_id):
-        return task
-    return (_other_item(root, items, asked_id) if items else None) or root
+    return _item(items, asked_id) or _other_item(root, items, asked_id) or root
 
 
 def _held(
@@ -158,7 +156,7 @@ def _held(
 
 
 def _enclosed(root: JsonObject) -> JsonObject:
-    """Return an object that has only one value, unless its name is that of a file or an echo.
+    """Return the values of an object by name, without those under names of files and echoes.
 
     Leonardo's is `generations_by_pk` (docs.leonardo.ai/reference/getgenerationbyid).
     """

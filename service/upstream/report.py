@@ -20,7 +20,7 @@ class Report(msgspec.Struct, frozen=True):
     state: vocabulary.State
     task_id: str | None = None
     task_ids: tuple[str, ...] = ()  # Every id that the body gives the task.
-    # Every other id that may be a task's; only in a report that ends the task, or may end it.
+    # Every other id that may be a task's; empty if the task's word says "processing".
     names: tuple[str, ...] = ()
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
@@ -195,16 +195,17 @@ def _read_parts(
 ) -> Report:
     # The parts decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
     # One part that succeeded is a result if no other part is unfinished.
-    states = [vocabulary.state_of(part.word) for part in contents.parts]
-    words = {s: p.word for p, s in zip(contents.parts, states, strict=True) if p.word}
+    pairs = [(part, vocabulary.state_of(part.word)) for part in contents.parts]
+    states = {state for _, state in pairs}
+    words = {state: part.word for part, state in pairs if part.word}
     is_feed = "response_data" in document.task
     is_partial = _is_partial(document)
     if "processing" in states:
         word = report.word or words["processing"]
         return replace(report, word=word, recognised=None not in states)
-    good = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s != "failed"]
-    bad = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s == "failed"]
-    bad_urls = {file.url for file in results.find_in_parts(bad, request)} if bad else ()
+    good = [part.object_ for part, state in pairs if state != "failed"]
+    bad = [part.object_ for part, state in pairs if state == "failed"]
+    bad_urls = {file.url for file in results.find_in_parts(bad, request)}
     files = results.find(contents, "results", request)
     files = tuple(file for file in files if file.url not in bad_urls)
     files = files or results.find_in_parts(good, request)
