@@ -15,9 +15,8 @@ def find_repeated(body: bytes, decoded: Any) -> str | None:
     """Return a name that an object of the body has twice; also if the body is a text of JSON.
 
     In `decoded` each object has each name once. A colon stands behind each name, so a body with as
-    many colons as `decoded` has no name twice and is not read again. That does not hold where a
-    colon in a text may be written as an escape: also UTF-16, with its zeros, and a text of JSON
-    may have such escapes.
+    many colons has none twice and is not read again; unless a colon in a text may be written as an
+    escape, which UTF-16 (it has zeros) and a text of JSON may hide.
 
     ValueError or RecursionError if that cannot be found out, as of a body that is no UTF-8.
     """

@@ -67,9 +67,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credits: int  # The price of an input that has only defaults.
     parameters: dict[str, Any]  # A JSON Schema (2020-12) of the input.
     callbacks: bool
-    seconds: tuple[
-        float, float
-    ]  # The shortest and the longest that the page gives: usual time and p95.
+    # The shortest and the longest that the page gives: taken for the usual duration and the p95.
+    seconds: tuple[float, float]
     sent_as: str | None  # The request's `model` field; None if it has none.
     status_path: str = STATUS_PATH
     notes: str = ""

@@ -18,9 +18,9 @@ from service.upstream.vocabulary import (
     WORD_CHARS_MAX,
     WORDS_OF_REQUESTS,
     State,
+    is_known,
     is_of_clip,
     is_trouble,
-    is_unknown,
     may_be_of_failed_request,
     may_be_of_request,
     state_of,
@@ -145,7 +145,7 @@ def _held(
         if is_asked or task_ids_of(object_) or _is_task(object_):
             return root, key, object_
     # The error code of an envelope would be lost if the task were looked for within it.
-    if depth and ((code := _code(root)) is None or is_unknown(code)):
+    if depth and not is_known(_code(root)):
         closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
         if held := next(filter(None, closed), None):
             return held

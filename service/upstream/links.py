@@ -79,7 +79,8 @@ def read_path(text: str) -> Link | None:
     """
     text = text.strip()
     path = _PATH.fullmatch(text) if len(text) <= MAX_URL_CHARS and text.isprintable() else None
-    if path is None or not _is_media(path["extension"]):
+    media_type = TYPE_BY_EXTENSION.get(path["extension"].lower(), "") if path else ""
+    if not media_type.startswith(("image/", "video/", "audio/", "model/")):
         return None
     first, slash, _ = text.partition("/")
     # `cdn.example/a.png` most likely lacks its scheme: that path would lead to nothing.
@@ -94,17 +95,6 @@ def media_type_of(url: str) -> str | None:
     stem, _, extension = name.rpartition(".")
     is_host = separator and not slash
     return TYPE_BY_EXTENSION.get(extension.lower()) if stem and not is_host else None
-
-
-def _is_media(extension: str) -> bool:
-    return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(
-        ("image/", "video/", "audio/", "model/")
-    )
-
-
-def is_relative(link: Link) -> bool:
-    """Whether the link is relative to upstream: under an unknown key it may be any path."""
-    return link.url is not None and link.url.startswith("/")
 
 
 def _inline_type(text: str) -> str | None:

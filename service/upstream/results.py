@@ -125,7 +125,8 @@ def _files(contents: Contents, place: int, request: Request) -> tuple[File, ...]
 def _link(text: Text, *, may_be_any: bool) -> links.Link | None:
     """Return the link that a text is; under an unknown name it may be any path."""
     if link := links.read(text.text):
-        return None if may_be_any and links.is_relative(link) else link
+        is_relative = link.url is not None and link.url.startswith("/")
+        return None if may_be_any and is_relative else link
     # A bare name under `file` or `image` may be that of what was sent.
     is_path = text.role.is_url or (text.role.names_file and "/" in text.text)
     return links.read_path(text.text) if is_path and not may_be_any else None

@@ -63,8 +63,8 @@ def read_create(
         report = report.possible  # There is no task that could be asked about.
     if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
-    is_known = document.code is not None and not vocabulary.is_unknown(document.code)
-    has_error = is_known or (report.word is None and document.root.get("error"))
+    is_error = report.word is None and document.root.get("error")
+    has_error = vocabulary.is_known(document.code) or is_error
     if has_error or (report.task_id is None and report.state == "processing"):
         return _no_result(status, headers, document, body, sent)
     return report
@@ -156,8 +156,7 @@ def _no_task(
     name = disliked_id(document.task, document.root) if document and outcome == "lost" else None
     if name:
         message = f"the {name} in the answer cannot be asked about: {message}"
-    known = document is not None and code in vocabulary.CODES_AGAIN | vocabulary.CODES_NEVER
-    is_unknown = outcome == "put_off" and status in _SUCCESS and not known
+    is_unknown = outcome == "put_off" and status in _SUCCESS and code not in vocabulary.CODES_AGAIN
     return NoReport(
         outcome,
         code or status,
