@@ -37,6 +37,7 @@ class Decoded(NamedTuple):
 def decode(body: bytes) -> Decoded | None:
     """Return the JSON object or array of a body, or of a text that is all of it; else None."""
     try:
+        # A body with more values is not decoded whole: nothing, which is no JSON, stands for it.
         is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
     except (ValueError, RecursionError):

@@ -19,11 +19,12 @@ _IMAGES = frozenset(("image", "images", "imageurl", "imageurls"))
 # Within a result, models in three dimensions; elsewhere, `model` is what made it.
 _MODELS = frozenset(("model", "basemodel", "pbrmodel"))
 # Names that begin so hold an echo of the request, a callback URL, a URL of the task or an error.
-_ECHOES = words_in("""
+_ECHO_WORDS = words_in("""
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help generateparam parent responseurl error
     deleteurl uploadurl detailurl detailsurl
 """)
+_ECHOES = tuple(_ECHO_WORDS)
 # A name that begins so is that of a preview of a result.
 _PREVIEWS = ("preview", "thumb", "poster", "placeholder")
 # Objects under these may be the parts of a task, with status words of their own.
@@ -38,11 +39,12 @@ _OTHER_IDS = frozenset(("id", "requestid"))
 # A name with one of these ends is that of an id. With one of the others it is no task's: any answer
 # has such a value.
 _ID_ENDS = ("id", "ids")
-_ENVELOPE_ENDS = words_in("""
+_ENVELOPE_WORDS = words_in("""
     requestid requestuuid reqid traceid spanid logid correlationid rayid errorid incidentid userid
     clientid customerid accountid tenantid teamid orgid organizationid organisationid projectid
     appid keyid modelid regionid quotaid paid valid invalid void
 """)
+_ENVELOPE_ENDS = tuple(_ENVELOPE_WORDS)
 # Names that only an answer about a new task has: its place in a queue, and URLs to ask about it.
 _PLACES = words_in("queueposition positioninqueue statusurl responseurl pollingurl cancelurl")
 # How much of a task is done. progress_percent: novita.ai/docs/api-reference/model-apis-task-result;
@@ -103,8 +105,8 @@ def _role(name: str) -> Role:
         key=key,
         place=place,
         id="task" if is_task_id else "job" if is_job_id else "other" if key in _OTHER_IDS else None,
-        names_any=key.endswith(_ID_ENDS) and not key.endswith(tuple(_ENVELOPE_ENDS)),
-        is_echo=place == UNKNOWN and key.startswith(tuple(_ECHOES)),
+        names_any=key.endswith(_ID_ENDS) and not key.endswith(_ENVELOPE_ENDS),
+        is_echo=place == UNKNOWN and key.startswith(_ECHOES),
         is_model=key in _MODELS,
         is_preview=key.startswith(_PREVIEWS),
         is_url=is_url,

@@ -31,7 +31,9 @@ class Report(msgspec.Struct, frozen=True):
     size_bytes: int = 0  # Of the body.
     # An outcome that one answer does not prove; the state is then "processing".
     possible: "Report | None" = None
-    is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
+    # False for a callback that was cut, has a name twice, names only a job, or whose code speaks of
+    # trouble.
+    is_proof: bool = True
     # Whether a final word stands where it is no proof. A callback's URL names the generation, so
     # in a callback it is most likely the task's.
     has_final_word: bool = False
@@ -61,8 +63,8 @@ class NoReport(msgspec.Struct, frozen=True):
     status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
     retry_after: str | None = None  # The header as written.
-    # Upstream's word for why it refused a submission; the code of an envelope without any task that
-    # declined a question, which may be about the task.
+    # Why a submission was not taken, in upstream's word; or the code of a body that declined a poll
+    # and names no task: it may be about the one that was polled.
     code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
     # What says 429: the HTTP status, or a body alone.

@@ -20,8 +20,7 @@ def values_of(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[An
 
 def first_text(values: Iterable[Any]) -> str | None:
     """Return the first of these values that is a text."""
-    texts = (text_of(value) for value in values if value is not None)
-    return next(filter(None, texts), None)
+    return next(filter(None, map(text_of, values)), None)
 
 
 def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:

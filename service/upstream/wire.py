@@ -286,12 +286,12 @@ def _no_report(
     message: str | None = None,
     document: documents.Document | None = None,
 ) -> NoReport:
+    message = message or _text_of(status, headers, body, default)
     if status in {404, 410}:
-        return NoReport("absent", message=message or _text_of(status, headers, body, default))
+        return NoReport("absent", message=message)
     if status == 429:
         by: Source = "body" if document else "status"
         return NoReport("throttled", retry_after=_retry_after(headers), throttled_by=by)
-    message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None
     return NoReport("unwell", status, message, _retry_after(headers), code)
