@@ -41,6 +41,11 @@ class Report(msgspec.Struct, frozen=True):
     retry_after: str | None = None
 
     @property
+    def is_of_task(self) -> bool:
+        """Whether it says anything of a task."""
+        return self.state != "processing" or bool(self.word or self.task_id or self.possible)
+
+    @property
     def reports_end(self) -> bool:
         """Whether it says that a task ended, though it may prove nothing, or name no file."""
         return self.state != "processing" or self.possible is not None or self.has_final_word

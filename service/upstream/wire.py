@@ -236,7 +236,7 @@ def read_poll(
     report = read_report(document, sent)
     if _is_trouble(document, report):
         default = f"code {document.code}"
-    elif not _is_of_task(report):
+    elif not report.is_of_task:
         default = "the answer says nothing about a task"
     else:
         return report
@@ -269,13 +269,7 @@ def _is_trouble(document: documents.Document, report: Report) -> bool:
     if code is None or document.has_failed or (vocabulary.ends_task(code) and document.task_ids):
         return False
     # Any other code counts only if the body says nothing of a task.
-    return vocabulary.may_be_of_question(code) or not _is_of_task(report)
-
-
-def _is_of_task(report: Report) -> bool:
-    """Whether a report says anything of a task."""
-    is_said = report.word or report.task_id or report.possible
-    return report.state != "processing" or bool(is_said)
+    return vocabulary.may_be_of_question(code) or not report.is_of_task
 
 
 def _no_report(
