@@ -25,10 +25,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     def view(self) -> dict[str, Any]:
         """Return the attempt as the API shows it: the body as text, invalid UTF-8 replaced."""
-        error = self.error_code and {"code": self.error_code, "message": self.error_message}
+        error = {"code": self.error_code, "message": self.error_message}
         return {
             **view_of(self, "id", "number", "trigger", "started_at", "duration_ms", "status_code"),
-            "error": error or None,
+            "error": error if self.error_code else None,
             "response_headers": joined_headers(self.response_headers),
             "response_body": self.response_body.decode("utf-8", "replace"),
         }

@@ -12,11 +12,11 @@ import msgspec
 
 
 def find_repeated(body: bytes, decoded: Any) -> str | None:
-    """Return a name that an object of the body has twice, also within a text that is all of it.
+    """Return a name that an object of the body has twice; also if the body is a text of JSON.
 
-    `decoded` holds each name once. If the body has no more colons, it is not read again: a colon
-    stands behind each name, and those in texts are the same, unless one may be written as an
-    escape, in which UTF-16 has zeros, and a text of JSON any escapes.
+    In `decoded` each object has each name once. A colon stands behind each name, so a body with as
+    many colons has none twice and is not read again; unless a colon in a text may be written as an
+    escape, which UTF-16 (it has zeros) and a text of JSON may hide.
 
     ValueError or RecursionError if that cannot be found out, as of a body that is no UTF-8.
     """

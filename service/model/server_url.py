@@ -3,6 +3,8 @@
 import re
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from service.model.number import read_whole
+
 RULE = (
     "must be a URL such as postgresql://genhook@db.internal/genhook or, with several hosts, "
     "postgresql://genhook@db1.internal:5432,db2.internal:5432/genhook"
@@ -54,5 +56,5 @@ def _check_hosts(names: list[str]) -> None:
 def _check_ports(ports: list[str]) -> None:
     """ValueError if a port is not a number from 1 to PORT_MAX; an empty one is the default."""
     for port in ports:
-        if port and not (port.isascii() and port.isdecimal() and 1 <= int(port) <= PORT_MAX):
+        if port and not 1 <= (read_whole(port) or 0) <= PORT_MAX:
             raise ValueError(f"must have ports from 1 to {PORT_MAX}")

@@ -137,7 +137,10 @@ class CallbackTokens:
 def callback_url(
     tokens: CallbackTokens, public_url: str | None, generation: Generation
 ) -> str | None:
-    """Return the URL at which upstream reports on the generation; None without a public URL."""
+    """Return the URL at which upstream reports on the generation; None without a public URL.
+
+    The tokens remember its tenant, whose turn the callback's write will take.
+    """
     if public_url is None:
         return None
     tokens.note_owner(generation.id, generation.tenant)

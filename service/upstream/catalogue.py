@@ -28,7 +28,7 @@ RESERVED = {"model": "belongs beside input, not in it"} | dict.fromkeys(
 
 Table = dict[str, Any]
 Kind = Literal["image", "video", "audio", "tool"]
-# By the beginning of the route, the longer one first: a tool changes a picture that is there.
+# By the beginning of the path, the longer one first: a tool changes a picture that is there.
 _KINDS: dict[str, Kind] = {
     "/images/tools/": "tool",
     "/images/": "image",
@@ -67,15 +67,16 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credits: int  # The price of an input that has only defaults.
     parameters: dict[str, Any]  # A JSON Schema (2020-12) of the input.
     callbacks: bool
-    seconds: tuple[float, float]  # The durations that the page gives: the usual one and the p95.
-    sent_as: str | None  # The request's `model` field; None if the route has no such field.
+    # The shortest and the longest that the page gives: taken for the usual duration and the p95.
+    seconds: tuple[float, float]
+    sent_as: str | None  # The request's `model` field; None if it has none.
     status_path: str = STATUS_PATH
     notes: str = ""
     price: Price = Price()
 
     @property
     def kind(self) -> Kind:
-        """What the model makes, by its route."""
+        """What the model makes, by its path."""
         return next(kind for prefix, kind in _KINDS.items() if self.path.startswith(prefix))
 
 

@@ -61,7 +61,8 @@ class Received(msgspec.Struct):
 class Client:
     """Upstream's HTTP API, called with our own key.
 
-    A create request never reuses a connection: if upstream closed it just then, it may be lost.
+    A create request never reuses a connection: if upstream closes that just then, nobody knows
+    whether it read the request.
     """
 
     def __init__(self, settings: Settings, transport: Transport | None = None) -> None:
@@ -99,14 +100,14 @@ class Client:
         url = self._settings.upstream_url + path
         progress = Progress(is_known=self._transport is None)
         received = Received()
-        options: dict[str, Any] = {"extensions": {"trace": progress.note}}
+        headers = {"content-type": "application/json"} if body is not None else None
+        trace = {"trace": progress.note}
         try:
-            if body is not None:
-                options["content"] = body
-                options["headers"] = {"content-type": "application/json"}
             async with (
                 asyncio.timeout(self._settings.upstream_timeout_seconds),
-                client.stream(method, url, **options) as response,
+                client.stream(
+                    method, url, content=body, headers=headers, extensions=trace
+                ) as response,
             ):
                 received.status, received.headers = response.status_code, response.headers
                 content = await self._read(response, received.content)

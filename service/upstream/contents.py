@@ -29,7 +29,7 @@ class Text(NamedTuple):
     text: str
     role: Role  # Of the name that it stands under.
     type_role: Role  # Of the name that tells the media type.
-    place: int
+    place: int  # RESULT, PICTURE, UNKNOWN or AROUND.
     expires_at: int | None
 
 
@@ -75,7 +75,6 @@ class Contents:
     def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
         """Note the ids, the parts and the links that an object holds."""
         above, place, may_hold_parts, expires_at = spot
-        is_of_urls = above.is_url
         if "expires_at" in object_ or "expiresAt" in object_:
             expires_at = _expiry(object_) or expires_at
         for name, value in object_.items():
@@ -89,7 +88,7 @@ class Contents:
                 if role.is_preview or at == UNKNOWN:
                     at = self._unknown
                 # In `images: [{url}]` and `model_urls: {glb}` the name above tells the media type.
-                is_told = is_of_urls or (role.is_bare_url and above is not NO_NAME)
+                is_told = above.is_url or (role.is_bare_url and above is not NO_NAME)
                 type_role = above if is_told else role
                 if kind is str:
                     if at != AROUND:
@@ -223,20 +222,18 @@ def _word(object_: JsonObject) -> str | None:
     return None
 
 
-def _expiry(place: JsonObject) -> int | None:
+def _expiry(object_: JsonObject) -> int | None:
     """Return `expires_at` in milliseconds; None unless it is a date from 1970 to 9999."""
-    value = place.get("expires_at", place.get("expiresAt"))
+    value = object_.get("expires_at", object_.get("expiresAt"))
     if isinstance(value, str):
         try:
             expires_at = clock.parse_rfc3339(value)
         except (ValueError, OverflowError):
             return None
-    elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        return None
-    else:
+    # Seconds before 2001 count from another time: a wrong date is worse than none.
+    elif isinstance(value, int | float) and value >= clock.EPOCH_SECONDS_MIN:
         # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
-        # Seconds before 2001 count from another time: a wrong date is worse than none.
-        if value < clock.EPOCH_SECONDS_MIN:
-            return None
         expires_at = int(value * (clock.SECOND if value < 100_000_000_000 else 1))
+    else:
+        return None
     return expires_at if 0 <= expires_at < _YEAR_10000 else None

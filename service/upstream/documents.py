@@ -18,9 +18,9 @@ from service.upstream.vocabulary import (
     WORD_CHARS_MAX,
     WORDS_OF_REQUESTS,
     State,
+    is_known,
     is_of_clip,
     is_trouble,
-    is_unknown,
     may_be_of_failed_request,
     may_be_of_request,
     state_of,
@@ -126,9 +126,7 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     if isinstance(data, dict):
         return data if asked_id is None else _task_in_data(root, data, asked_id)
     items = data if isinstance(data, list) else []
-    if task := _item(items, asked_id):
-        return task
-    return (_other_item(root, items, asked_id) if items else None) or root
+    return _item(items, asked_id) or _other_item(root, items, asked_id) or root
 
 
 def _held(
@@ -147,7 +145,7 @@ def _held(
         if is_asked or task_ids_of(object_) or _is_task(object_):
             return root, key, object_
     # The error code of an envelope would be lost if the task were looked for within it.
-    if depth and ((code := _code(root)) is None or is_unknown(code)):
+    if depth and not is_known(_code(root)):
         closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
         if held := next(filter(None, closed), None):
             return held
@@ -158,7 +156,7 @@ def _held(
 
 
 def _enclosed(root: JsonObject) -> JsonObject:
-    """Return an object that has only one value, unless its name is that of a file or an echo.
+    """Return the values of an object by name, without those under names of files and echoes.
 
     Leonardo's is `generations_by_pk` (docs.leonardo.ai/reference/getgenerationbyid).
     """

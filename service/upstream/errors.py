@@ -7,7 +7,7 @@ from typing import Any
 from service.upstream.documents import Document
 from service.upstream.names import ROLES
 from service.upstream.scalars import JsonObject, first_text, number_of, text_of, values_of
-from service.upstream.vocabulary import CODES_FINE, state_of
+from service.upstream.vocabulary import CODES_FINE, state_of, words_in
 
 _CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
@@ -20,11 +20,10 @@ _ERROR_KEYS = ("error", "errors", "errorMessage", "error_message", "failMsg")
 ERRORS_MAX = 10  # Of a list.
 # Texts under the name of an error that mean "no error", without the punctuation around them and
 # with underscores between their words.
-_NOTHING_LIST = """
+_NOTHINGS = words_in("""
     - -- none null nil n/a na no false undefined nothing [] {} no_error no_errors noerror error_none
     no_error_message normal \u6210\u529f \u65e0 \u6b63\u5e38
-"""
-_NOTHINGS = frozenset(_NOTHING_LIST.split())
+""")
 _PUNCTUATION = " \t\r\n.!\u3002\uff01"
 _OUTPUT_KEYS = ("output", "result")
 _PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
@@ -64,11 +63,8 @@ def holds_any(object_: JsonObject) -> bool:
 
 def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
     """Return the objects in place of a result that hold an error."""
-    return tuple(output for output in _outputs(task) if holds_any(output))
-
-
-def _outputs(task: JsonObject) -> list[JsonObject]:
-    return [task[key] for key in _OUTPUT_KEYS if isinstance(task.get(key), dict)]
+    outputs = (task[key] for key in _OUTPUT_KEYS if isinstance(task.get(key), dict))
+    return tuple(filter(holds_any, outputs))
 
 
 def is_error(value: Any) -> bool:

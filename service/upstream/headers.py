@@ -15,7 +15,7 @@ _SIGN_ENDS = ("run-id", "operation-id", "order-id", "task-uuid", "job-uuid")
 
 
 def task_id_of(headers: Mapping[str, str]) -> str | None:
-    """Return the task that headers name, by a URL on the route of tasks or as an id."""
+    """Return the task that headers name, by a URL as `…/tasks/{id}` or by its id."""
     places = (headers[name] for name in _PLACES if name in headers)
     steps = (mentions.task_in_path(_path(place)) for place in places)
     values = (value.strip() for name, value in headers.items() if name.endswith(_ID_ENDS))

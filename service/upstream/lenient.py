@@ -25,7 +25,6 @@ _BEFORE_JSON = ("{", "[")
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
 _CLOSING = {"{": "}", "[": "]"}
 _OPENING = {"}": "{", "]": "["}
-_COMMA = ","
 
 
 class Decoded(NamedTuple):
@@ -38,6 +37,7 @@ class Decoded(NamedTuple):
 def decode(body: bytes) -> Decoded | None:
     """Return the JSON object or array of a body, or of a text that is all of it; else None."""
     try:
+        # A body with more values is not decoded whole: nothing, which is no JSON, stands for it.
         is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
     except (ValueError, RecursionError):
@@ -107,8 +107,10 @@ def _without_surrogates(value: Any, depth: int = 0) -> Any:
     """Replace lone surrogates by LOST, and by null what is nested too deeply."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if depth > DEPTH_MAX or not isinstance(value, dict | list):
-        return value if not isinstance(value, dict | list) else None
+    if not isinstance(value, dict | list):
+        return value
+    if depth > DEPTH_MAX:
+        return None
     if isinstance(value, list):
         return [_without_surrogates(item, depth + 1) for item in value]
     pairs = value.items()
@@ -137,7 +139,7 @@ def _repair(text: str) -> tuple[str, bool]:
                 continue
         elif len(open_) > DEPTH_MAX:
             continue
-        if part == _COMMA:
+        if part == ",":
             end, open_at_end = len(parts), "".join(open_)
         parts.append(part)
         if part in _CLOSING or part in _OPENING:

@@ -73,13 +73,14 @@ def read(text: str) -> Link | None:
 
 
 def read_path(text: str) -> Link | None:
-    """Return the link in a text that is a path without a slash at its begin, as `files/a.png`.
+    """Return the link in a text that is a path without a slash before it, as `files/a.png`.
 
     Only a name with the extension of a result's file counts: other texts may be anything.
     """
     text = text.strip()
     path = _PATH.fullmatch(text) if len(text) <= MAX_URL_CHARS and text.isprintable() else None
-    if path is None or not _is_media(path["extension"]):
+    media_type = TYPE_BY_EXTENSION.get(path["extension"].lower(), "") if path else ""
+    if not media_type.startswith(("image/", "video/", "audio/", "model/")):
         return None
     first, slash, _ = text.partition("/")
     # `cdn.example/a.png` most likely lacks its scheme: that path would lead to nothing.
@@ -89,21 +90,11 @@ def read_path(text: str) -> Link | None:
 def media_type_of(url: str) -> str | None:
     """Return the media type that the extension in a URL tells; None if it tells none."""
     path = url.partition("#")[0].partition("?")[0]
-    host, separator, path_after_host = path.partition("://")
-    name = (path_after_host if separator else host).rpartition("/")
-    stem, _, extension = name[2].rpartition(".")
-    return TYPE_BY_EXTENSION.get(extension.lower()) if stem and (name[1] or not separator) else None
-
-
-def _is_media(extension: str) -> bool:
-    return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(
-        ("image/", "video/", "audio/", "model/")
-    )
-
-
-def is_relative(link: Link) -> bool:
-    """Whether the link is relative to upstream: under an unknown key it may be any path."""
-    return link.url is not None and link.url.startswith("/")
+    before, separator, after = path.partition("://")
+    _, slash, name = (after if separator else before).rpartition("/")
+    stem, _, extension = name.rpartition(".")
+    is_host = separator and not slash
+    return TYPE_BY_EXTENSION.get(extension.lower()) if stem and not is_host else None
 
 
 def _inline_type(text: str) -> str | None:

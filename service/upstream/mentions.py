@@ -80,7 +80,7 @@ def is_bare_id(text: str) -> bool:
 
 
 def task_in_path(path: str) -> str | None:
-    """Return the task that a path of the form of the task route names."""
+    """Return the task that a path as `…/tasks/{id}` or `…/jobs/{id}/status` names."""
     steps = [step for step in path.split("/") if step]
     if steps and steps[-1].lower() in _OF_TASKS:
         del steps[-1]

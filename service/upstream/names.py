@@ -2,58 +2,57 @@
 
 from typing import Literal, NamedTuple
 
+from service.upstream.vocabulary import words_in
+
 # Names are compared in lower case, without underscores and hyphens.
 # Values under these names are results.
-_RESULT_LIST = """
+_RESULTS = words_in("""
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
     bytesbase64encoded sample assets videoinfo content generated creations payload modelurl
     modelurls textureurls renderedimage generatedimages
     artifacts base64 candidates
-"""
-_RESULTS = frozenset(_RESULT_LIST.split())
+""")
 # Values under these are results, or inputs where upstream repeats the request.
 _IMAGES = frozenset(("image", "images", "imageurl", "imageurls"))
 # Within a result, models in three dimensions; elsewhere, `model` is what made it.
 _MODELS = frozenset(("model", "basemodel", "pbrmodel"))
 # Names that begin so hold an echo of the request, a callback URL, a URL of the task or an error.
-_ECHO_LIST = """
+_ECHO_WORDS = words_in("""
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help generateparam parent responseurl error
     deleteurl uploadurl detailurl detailsurl
-"""
-_ECHOES = tuple(_ECHO_LIST.split())
+""")
+_ECHOES = tuple(_ECHO_WORDS)
 # A name that begins so is that of a preview of a result.
 _PREVIEWS = ("preview", "thumb", "poster", "placeholder")
 # Objects under these may be the parts of a task, with status words of their own.
-_PART_LIST = """
+_PARTS = words_in("""
     task tasks subtasks clips items list parts generation generations jobs children predictions
     shots scenes segments
-"""
-_PARTS = frozenset(_PART_LIST.split())
+""")
 _TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
 _JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
 _OTHER_IDS = frozenset(("id", "requestid"))
-# A name with these ends is that of an id of anything; with the last ones, of an id in any answer.
+# A name with one of these ends is that of an id. With one of the others it is no task's: any answer
+# has such a value.
 _ID_ENDS = ("id", "ids")
-_ENVELOPE_LIST = """
+_ENVELOPE_WORDS = words_in("""
     requestid requestuuid reqid traceid spanid logid correlationid rayid errorid incidentid userid
     clientid customerid accountid tenantid teamid orgid organizationid organisationid projectid
     appid keyid modelid regionid quotaid paid valid invalid void
-"""
-_ENVELOPE_ENDS = tuple(_ENVELOPE_LIST.split())
+""")
+_ENVELOPE_ENDS = tuple(_ENVELOPE_WORDS)
 # Names that only an answer about a new task has: its place in a queue, and URLs to ask about it.
-_PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
-_PLACES = frozenset(_PLACE_LIST.split())
+_PLACES = words_in("queueposition positioninqueue statusurl responseurl pollingurl cancelurl")
 # How much of a task is done. progress_percent: novita.ai/docs/api-reference/model-apis-task-result;
 # percent: piapi.ai/docs/hailuo-api/generate-video.
-_PROGRESS_LIST = """
+_PROGRESS = words_in("""
     progress progresspercent progresspercentage progressrate percent percentage percentcomplete
     percentcompleted completion completionpercent completionpercentage
-"""
-_PROGRESS = frozenset(_PROGRESS_LIST.split())
+""")
 # For a URL without a known extension: the first of these words that its name contains.
 _TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 _FILE_WORDS = ("file", *_TYPE_BY_WORD)

@@ -3,67 +3,60 @@
 import re
 from functools import lru_cache
 
+from service.upstream.vocabulary import words_in
+
 # The weak nouns mean many other things too.
-_STRONG_LIST = "task job generation prediction inference execution workflow request"
-_WEAK_LIST = "operation order work run batch submission render invocation"
-STRONG = frozenset(_STRONG_LIST.split())
-WEAK = frozenset(_WEAK_LIST.split())
+STRONG = words_in("task job generation prediction inference execution workflow request")
+WEAK = words_in("operation order work run batch submission render invocation")
 PLURALS = {f"{noun}s" for noun in STRONG | WEAK} | {"batches"}
 ANY = STRONG | WEAK | PLURALS
 # Words for results: behind "your" they mean the task too.
-_PRODUCT_LIST = "image images video videos song songs audio music picture clip track prompt"
-PRODUCTS = frozenset(_PRODUCT_LIST.split())
-_ID_LIST = "id ids uuid guid no num number nr is with key name sn ref handle was"
-OF_IDS = frozenset(_ID_LIST.split())
+PRODUCTS = words_in("image images video videos song songs audio music picture clip track prompt")
+# These may stand between the word for a thing and its id, also in a name: "task id is 4711".
+OF_IDS = words_in("id ids uuid guid no num number nr is with key name sn ref handle was")
 # A name with one of these is that of a property: no job stands under it.
-_PROPERTY_LIST = """
+_PROPERTIES = words_in("""
     type types kind limit limits count counts max min maximum queue quota remaining concurrent
     concurrency per rate timeout seconds minutes size length total allowed available active status
     state error errors code message msg cost price credits tokens used usage capacity policy reset
     class priority time ms duration date at delay estimate estimated eta config options parameters
     params settings model mode format version
-"""
-_PROPERTIES = frozenset(_PROPERTY_LIST.split())
+""")
 # An id behind one of these is not a task's.
-_OTHER_LIST = """
+OTHERS = words_in("""
     request req trace ray span log correlation reference ref incident error code model version
     organization org project account user team tenant customer client ip host server node pod
     region zone session token support build sha commit date time at until reset api event instance
     worker block tracking case message connection process transaction device site deployment page
     proxy
-"""
-OTHERS = frozenset(_OTHER_LIST.split())
-_MADE_LIST = """
-    created accepted queued enqueued submitted started scheduled registered launched received
-    dispatched taken
-"""
-_GOING_LIST = """
+""")
+GOING = words_in("""
     running processing processed pending generating generated rendering rendered executing executed
     working
-"""
-GOING = frozenset(_GOING_LIST.split())
-TAKEN = frozenset(_MADE_LIST.split()) | GOING
+""")
+TAKEN = GOING | words_in("""
+    created accepted queued enqueued submitted started scheduled registered launched received
+    dispatched taken
+""")
 # With one of these in it a sentence is about limits, or about the task of somebody else.
-_LIMIT_LIST = """
+LIMITS = words_in("""
     many limit limits limited maximum max quota exceed exceeds exceeded exceeding full concurrent
     concurrently concurrency simultaneous simultaneously capacity per rate throttled most another
     other others previous prior existing
-"""
-LIMITS = frozenset(_LIMIT_LIST.split())
+""")
 # Before one of these a word of being taken only describes it: "the running queue".
-_DESCRIBED_LIST = "queue queues slot slots pool number count time timeout jobs tasks requests"
-DESCRIBED = LIMITS.union(_DESCRIBED_LIST.split())
+DESCRIBED = LIMITS | words_in(
+    "queue queues slot slots pool number count time timeout jobs tasks requests"
+)
 # A text of only these and a word of being taken says that the task was taken.
-_FILLER_LIST = "successfully now still and for please is was being been has have ok already"
-FILLERS = frozenset(_FILLER_LIST.split())
+FILLERS = words_in("successfully now still and for please is was being been has have ok already")
 # Before a word of being taken, these negate it.
-_NEGATION_LIST = """
+NEGATIONS = words_in("""
     not no never none nothing cannot unable fail failed fails failure error errors problem exception
     rejected refused declined cancelled canceled dropped without could until unless if before after
     once when during try retry again resubmit
-"""
-NEGATIONS = frozenset(_NEGATION_LIST.split())
-COUNTS = frozenset(("one", "two", "three", "four", "five", "all", "any", "each", "every", "no"))
+""")
+COUNTS = words_in("one two three four five all any each every no")
 # Words of the Chinese services that upstream resells.
 TRANSLATED = {
     "任务": " task ", "任務": " task ", "作业": " job ", "订单": " order ", "请求": " request ",

@@ -20,7 +20,7 @@ class Report(msgspec.Struct, frozen=True):
     state: vocabulary.State
     task_id: str | None = None
     task_ids: tuple[str, ...] = ()  # Every id that the body gives the task.
-    # Every other id that may be a task's; only in a report that ends the task, or may end it.
+    # Every other id that may be a task's; empty if the task's word says "processing".
     names: tuple[str, ...] = ()
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
@@ -31,12 +31,19 @@ class Report(msgspec.Struct, frozen=True):
     size_bytes: int = 0  # Of the body.
     # An outcome that one answer does not prove; the state is then "processing".
     possible: "Report | None" = None
-    is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
+    # False for a callback that was cut, has a name twice, names only a job, or whose code speaks of
+    # trouble.
+    is_proof: bool = True
     # Whether a final word stands where it is no proof. A callback's URL names the generation, so
     # in a callback it is most likely the task's.
     has_final_word: bool = False
     throttled_by: Source | None = None  # As in NoReport.
     retry_after: str | None = None
+
+    @property
+    def is_of_task(self) -> bool:
+        """Whether it says anything of a task."""
+        return self.state != "processing" or bool(self.word or self.task_id or self.possible)
 
     @property
     def reports_end(self) -> bool:
@@ -61,8 +68,8 @@ class NoReport(msgspec.Struct, frozen=True):
     status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
     retry_after: str | None = None  # The header as written.
-    # Upstream's word for why it refused a submission; the code of an envelope without any task that
-    # declined a question, which may be about the task.
+    # Why a submission was not taken, in upstream's word; or the code of a body that declined a poll
+    # and names no task: it may be about the one that was polled.
     code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
     # What says 429: the HTTP status, or a body alone.
@@ -195,16 +202,17 @@ def _read_parts(
 ) -> Report:
     # The parts decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
     # One part that succeeded is a result if no other part is unfinished.
-    states = [vocabulary.state_of(part.word) for part in contents.parts]
-    words = {s: p.word for p, s in zip(contents.parts, states, strict=True) if p.word}
+    pairs = [(part, vocabulary.state_of(part.word)) for part in contents.parts]
+    states = {state for _, state in pairs}
+    words = {state: part.word for part, state in pairs if part.word}
     is_feed = "response_data" in document.task
     is_partial = _is_partial(document)
     if "processing" in states:
         word = report.word or words["processing"]
         return replace(report, word=word, recognised=None not in states)
-    good = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s != "failed"]
-    bad = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s == "failed"]
-    bad_urls = {file.url for file in results.find_in_parts(bad, request)} if bad else ()
+    good = [part.object_ for part, state in pairs if state != "failed"]
+    bad = [part.object_ for part, state in pairs if state == "failed"]
+    bad_urls = {file.url for file in results.find_in_parts(bad, request)}
     files = results.find(contents, "results", request)
     files = tuple(file for file in files if file.url not in bad_urls)
     files = files or results.find_in_parts(good, request)

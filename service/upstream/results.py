@@ -1,6 +1,7 @@
 """Finds the files and texts of a result in the contents of a body."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +13,6 @@ from service.upstream.scalars import JsonObject, id_of
 
 MAX_FILES = 100
 Scope = Literal["results", "images", "anything"]
-Named = frozenset[str]
 
 
 class File(msgspec.Struct, frozen=True):
@@ -26,45 +26,34 @@ class File(msgspec.Struct, frozen=True):
     expires_at: int | None = None
 
 
-class Request(msgspec.Struct):
+class Request:
     """What was sent for a generation, as JSON or decoded: its files are no results."""
 
-    content: Any = None
-    _named: Named | None = None
-    _values: Named | None = None
+    def __init__(self, content: Any = None) -> None:
+        self._content = content
 
     def holds(self, id_: str) -> bool:
         """Whether an id is a whole value of the request: one within a text may be any word."""
-        if self._values is None:
-            self._values = _values_of(_written(self.content))
         return id_ in self._values
 
     def names(self, text: str, url: str | None) -> bool:
         """Whether the request named a file, by the text that stands in the answer or its URL."""
-        if self.content is None:
-            return False
-        if self._named is None:
-            self._named = _read_names(self.content)
-        return text in self._named or url in self._named
+        # Without a slash it has neither a link nor a file in base64.
+        return b"/" in self._json and (text in self._values or url in self._values)
+
+    @cached_property
+    def _json(self) -> bytes:
+        content = self._content
+        return content if isinstance(content, bytes) else msgspec.json.encode(content)
+
+    @cached_property
+    def _values(self) -> frozenset[str]:
+        decoded = lenient.decode(self._json)
+        return frozenset(_values_in(decoded.value)) if decoded else frozenset()
 
 
-def _read_names(content: Any) -> Named:
-    written = _written(content)
-    # Without a slash it has neither a link nor a file in base64.
-    return _values_of(written) if b"/" in written else frozenset()
-
-
-def _written(content: Any) -> bytes:
-    return content if isinstance(content, bytes) else msgspec.json.encode(content)
-
-
-def _values_of(written: bytes) -> Named:
-    decoded = lenient.decode(written)
-    return frozenset(_names_in(decoded.value)) if decoded else frozenset()
-
-
-def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
-    """Yield the texts of a request, and the links that they are or have as words.
+def _values_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
+    """Yield the texts and the numbers of a request, and the links that its texts are or hold.
 
     JSON in a text is read too: in an answer that repeats the text it is opened as well.
     """
@@ -74,10 +63,10 @@ def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
             if "/" in text and (link := links.read(text)) and link.url:
                 yield link.url
         if depth and (opened := lenient.opened(value)) is not value:
-            yield from _names_in(opened, depth - 1)
+            yield from _values_in(opened, depth - 1)
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _names_in(item, depth)
+            yield from _values_in(item, depth)
     elif number := id_of(value):
         yield number
 
@@ -85,7 +74,7 @@ def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
 NOTHING = Request()
 
 
-def find(contents: Contents, scope: Scope, request: Request = NOTHING) -> tuple[File, ...]:
+def find(contents: Contents, scope: Scope, request: Request) -> tuple[File, ...]:
     """Return the files of a task's result: under names that hold only results.
 
     If there are none and the scope is "images" or "anything", look under names of pictures, which
@@ -136,7 +125,8 @@ def _files(contents: Contents, place: int, request: Request) -> tuple[File, ...]
 def _link(text: Text, *, may_be_any: bool) -> links.Link | None:
     """Return the link that a text is; under an unknown name it may be any path."""
     if link := links.read(text.text):
-        return None if may_be_any and links.is_relative(link) else link
+        is_relative = link.url is not None and link.url.startswith("/")
+        return None if may_be_any and is_relative else link
     # A bare name under `file` or `image` may be that of what was sent.
     is_path = text.role.is_url or (text.role.names_file and "/" in text.text)
     return links.read_path(text.text) if is_path and not may_be_any else None

@@ -20,8 +20,7 @@ def values_of(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[An
 
 def first_text(values: Iterable[Any]) -> str | None:
     """Return the first of these values that is a text."""
-    texts = (text_of(value) for value in values if value is not None)
-    return next(filter(None, texts), None)
+    return next(filter(None, map(text_of, values)), None)
 
 
 def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
@@ -41,20 +40,16 @@ def id_of(value: Any) -> str | None:
 
 
 def _written(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    if isinstance(value, int) and value.bit_length() > 4 * lenient.DIGITS_MAX:
-        return None  # Python refuses to write it.
-    return str(value)
+    # Python refuses to write a longer one.
+    is_short = type(value) is int and value.bit_length() <= 4 * lenient.DIGITS_MAX
+    return str(value) if is_short else None
 
 
 def number_of(value: Any) -> int | None:
     """Return an integer, clamped to what every column holds."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return None
-    return clamp(value)
+    return clamp(value) if type(value) is int else None
 
 
 def clamp(number: int | None) -> int | None:

@@ -11,6 +11,12 @@ from typing import Any, Literal
 State = Literal["processing", "succeeded", "failed"]
 WORD_CHARS_MAX = 100  # A longer text is no status word.
 
+
+def words_in(text: str) -> frozenset[str]:
+    """Return the words of a table that is written as a text."""
+    return frozenset(text.split())
+
+
 # Provider (its source): state = its words. Only words that the source lists. All but those marked
 # "not seen again" were compared with the source in November 2026: the page itself, or the type of
 # the provider's own client. "clients" marks words that only clients of the provider show.
@@ -244,8 +250,7 @@ def state_of_flag(value: Any) -> State | None:
     """Return the state that a flag means, a number or a word; None for another value."""
     if isinstance(value, str):
         return state_of(value)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return _STATE_OF_FLAG.get(value) if is_number else None
+    return _STATE_OF_FLAG.get(value) if type(value) is int else None
 
 
 def is_trouble(code: int) -> bool:
@@ -258,11 +263,10 @@ def may_be_of_question(code: int | None) -> bool:
     return code is not None and (code in CODES_AGAIN or is_trouble(code))
 
 
-def is_unknown(code: int | None) -> bool:
-    """Whether no table has this code: in a body that is about a task, it then says nothing."""
-    if code is None or code in CODES_AGAIN or code in CODES_NEVER:
-        return False
-    return not is_trouble(code) and not ends_task(code)
+def is_known(code: int | None) -> bool:
+    """Whether a table has this code. Another one says nothing in a body that is about a task."""
+    is_of_create = code in CODES_AGAIN or code in CODES_NEVER
+    return code is not None and (is_of_create or is_trouble(code) or ends_task(code))
 
 
 def ends_task(code: int | None) -> bool:

@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 _NAME = re.compile(r'"\s*:')
-JSON_TEXTS_MAX = 1_000  # A callback with more texts of JSON, or in one of them, is no proof.
+# A callback with more texts of JSON, or with more in one of them, is no proof.
+PROOF_TEXTS_MAX = 1_000
 BROKEN_TEXTS_CHARACTERS = 8_192  # With more in texts that nearly are JSON, it is no proof.
 _SUCCESS = range(200, 300)
 _FILE_TYPES = ("audio/", "image/", "video/")  # The answer itself is the result.
@@ -48,7 +49,7 @@ def read_create(
     content_type = headers.get("content-type", "").lower()
     if status in _SUCCESS and content_type.startswith(_FILE_TYPES):
         return _read_file(status, content_type, body)
-    document, sent = documents.parse(body), results.Request(request or None)
+    document, sent = documents.parse(body), results.Request(request)
     if document is None or status not in _SUCCESS:
         return _no_result(status, headers, document, body, sent)
     report = read_report(document, sent)
@@ -62,8 +63,8 @@ def read_create(
         report = report.possible  # There is no task that could be asked about.
     if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
-    is_known = document.code is not None and not vocabulary.is_unknown(document.code)
-    has_error = is_known or (report.word is None and document.root.get("error"))
+    is_error = report.word is None and document.root.get("error")
+    has_error = vocabulary.is_known(document.code) or is_error
     if has_error or (report.task_id is None and report.state == "processing"):
         return _no_result(status, headers, document, body, sent)
     return report
@@ -100,7 +101,7 @@ def _no_result(
     body: bytes,
     request: results.Request,
 ) -> Answer:
-    """Read an answer that reports an error. If it names a task, the task is polled all the same."""
+    """Read an answer with an error or without a result. A task that it names is polled."""
     from service.upstream import headers as fields  # noqa: PLC0415  cold start: many patterns
     from service.upstream.signs import Signs  # noqa: PLC0415  the same
 
@@ -155,8 +156,7 @@ def _no_task(
     name = disliked_id(document.task, document.root) if document and outcome == "lost" else None
     if name:
         message = f"the {name} in the answer cannot be asked about: {message}"
-    known = document is not None and code in vocabulary.CODES_AGAIN | vocabulary.CODES_NEVER
-    is_unknown = outcome == "put_off" and status in _SUCCESS and not known
+    is_unknown = outcome == "put_off" and status in _SUCCESS and code not in vocabulary.CODES_AGAIN
     return NoReport(
         outcome,
         code or status,
@@ -224,19 +224,19 @@ def read_poll(
         return _no_report(status, headers, body, "the answer is not a JSON object")
     if not document.is_whole:
         return _no_report(status, headers, body, "the answer was cut off")
+    sent = results.Request(request)
     if status not in _SUCCESS:
-        if asked_id in document.task_ids and (failure := _read_decline(status, document, request)):
+        if asked_id in document.task_ids and (failure := _read_decline(status, document, sent)):
             return failure
         return _no_report(status, headers, body, "", errors.read(document)[1], document)
     if others := documents.other_tasks(document, asked_id):
         # Nothing says that one of their ids is another name of the task.
         names = ", ".join(others)[:MAX_TEXT_CHARS]
         return NoReport("other_task", status, f"the answer lists other tasks: {names}")
-    report = read_report(document, results.Request(request))
-    says_nothing = not (report.word or report.task_id or report.possible)
+    report = read_report(document, sent)
     if _is_trouble(document, report):
         default = f"code {document.code}"
-    elif says_nothing and report.state == "processing":
+    elif not report.is_of_task:
         default = "the answer says nothing about a task"
     else:
         return report
@@ -244,21 +244,23 @@ def read_poll(
     return _no_report(document.code or status, headers, body, default, message, document)
 
 
-def _read_decline(status: int, document: documents.Document, request: Any) -> Report | None:
+def _read_decline(
+    status: int, document: documents.Document, request: results.Request
+) -> Report | None:
     """Read the body of a 4xx that names the task that was polled; None: it ends nothing."""
     # Without a word or a code of its own, the status counts as the code of the body.
     if document.code is None and document.state is None:
         document = replace(document, code=status)
-    report = read_report(document, results.Request(request))
+    report = read_report(document, request)
     if report.state == "succeeded":  # Its status says no: it has to say so more than once.
         return replace(report, state="processing", files=(), possible=report)
     return report if report.state == "failed" or report.possible else None
 
 
-def _may_decline(code: int | None) -> bool:
+def _may_decline(code: int) -> bool:
     """Whether a code may be about the task although the envelope names none: most of 4xx."""
     others = vocabulary.QUESTION_TROUBLE | vocabulary.CODES_AGAIN
-    return code is not None and 400 <= code <= 499 and code not in others
+    return 400 <= code <= 499 and code not in others
 
 
 def _is_trouble(document: documents.Document, report: Report) -> bool:
@@ -267,9 +269,7 @@ def _is_trouble(document: documents.Document, report: Report) -> bool:
     if code is None or document.has_failed or (vocabulary.ends_task(code) and document.task_ids):
         return False
     # Any other code counts only if the body says nothing of a task.
-    is_said = report.word or report.task_id or report.possible
-    is_of_task = report.state != "processing" or is_said
-    return vocabulary.may_be_of_question(code) or not is_of_task
+    return vocabulary.may_be_of_question(code) or not report.is_of_task
 
 
 def _no_report(
@@ -280,12 +280,12 @@ def _no_report(
     message: str | None = None,
     document: documents.Document | None = None,
 ) -> NoReport:
+    message = message or _text_of(status, headers, body, default)
     if status in {404, 410}:
-        return NoReport("absent", message=message or _text_of(status, headers, body, default))
+        return NoReport("absent", message=message)
     if status == 429:
         by: Source = "body" if document else "status"
         return NoReport("throttled", retry_after=_retry_after(headers), throttled_by=by)
-    message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None
     return NoReport("unwell", status, message, _retry_after(headers), code)
@@ -332,8 +332,8 @@ def _is_clear(body: bytes, decoded: Any, broken: list[str]) -> bool:
         return False  # Only the lenient decoder reads it, so nobody can tell.
     # A name in a text has quotation marks, which are escaped.
     texts = lenient.texts_of_json(decoded) if b"\\" in body else ()
-    few = [*islice(texts, JSON_TEXTS_MAX + 1)]
-    return len(few) <= JSON_TEXTS_MAX and all(_is_text_clear(text, broken) for text in few)
+    few = [*islice(texts, PROOF_TEXTS_MAX + 1)]
+    return len(few) <= PROOF_TEXTS_MAX and all(_is_text_clear(text, broken) for text in few)
 
 
 def _is_text_clear(text: str, broken: list[str]) -> bool:

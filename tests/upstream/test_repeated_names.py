@@ -149,12 +149,12 @@ def test_a_text_that_people_wrote_beside_a_result_is_no_doubt(text: str) -> None
 
 
 def test_a_body_with_more_texts_of_json_than_are_looked_at_is_no_proof() -> None:
-    for count in (wire.JSON_TEXTS_MAX - 1, wire.JSON_TEXTS_MAX, wire.JSON_TEXTS_MAX * 2):
+    for count in (wire.PROOF_TEXTS_MAX - 1, wire.PROOF_TEXTS_MAX, wire.PROOF_TEXTS_MAX * 2):
         report = wire.read_callback(
             msgspec.json.encode({"data": HELD % "", "x": ['{"a":1}'] * count})
         )
         assert report is not None
-        assert report.is_proof == (count < wire.JSON_TEXTS_MAX)
+        assert report.is_proof == (count < wire.PROOF_TEXTS_MAX)
 
 
 @pytest.mark.parametrize("size", [wire.BROKEN_TEXTS_CHARACTERS, 2 * wire.BROKEN_TEXTS_CHARACTERS])
