@@ -20,11 +20,13 @@ from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES, PARTS, Page
-from service.dashboard.sign_in import Signatures, WrongKeys
+from service.dashboard.sign_in import Signatures
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
+from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.model.key import Key
 from service.telemetry import log
+from service.telemetry.brake import Limiter
 
 FOLDER = Path(__file__).parent
 STATIC = {
@@ -62,11 +64,11 @@ def build(
     context: Context,
 ) -> ASGIApp:
     """Build the pages over the API, with what `Site` says of `find_key` and `read_body`."""
-    files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
     assets = {name: _name_by_content(name) for name in STATIC}
+    files = {asset: FOLDER / "static" / name for name, asset in assets.items()}
     keys = context.settings.secret_keys
     signatures, templates = Signatures(keys), _templates()
-    site = Site(api, find_key, read_body, context, signatures, WrongKeys(), templates, assets)
+    site = Site(api, find_key, read_body, context, signatures, Limiter(MINUTE), templates, assets)
     routes = [
         _route(site, "/sign-in", entry.show_sign_in, "GET"),
         _route(site, "/sign-in", entry.sign_in, "POST"),
@@ -75,7 +77,7 @@ def build(
     ]
     forms: dict[str, Submit] = {act.path: partial(_perform, act) for act in ACTS}
     forms |= FORMS
-    routes += [_form(site, path, run) for path, run in forms.items()]
+    routes += [_route(site, path, partial(_submit, run), "POST") for path, run in forms.items()]
     routes += [_route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
@@ -105,10 +107,6 @@ def _name_by_content(name: str) -> str:
 
 def _route(site: Site, path: str, run: Run, method: str) -> Route:
     return Route(f"{PATH}{path}", partial(_answer, site, run), methods=[method])
-
-
-def _form(site: Site, path: str, run: Submit) -> Route:
-    return _route(site, path, partial(_submit, run), "POST")
 
 
 async def _answer(site: Site, run: Run, request: Request) -> Response:

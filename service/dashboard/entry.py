@@ -3,15 +3,14 @@
 import ipaddress
 import re
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES
-from service.dashboard.sign_in import COOKIE, seconds_left
+from service.dashboard.sign_in import COOKIE
 from service.dashboard.visit import PATH, Site, Visit
-from service.model.clock import SECOND
+from service.model.clock import MINUTE, SECOND
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys, sign_ins
 from service.telemetry import log
@@ -26,13 +25,17 @@ _TOO_MANY = "This key is unknown or revoked, and there were too many such keys i
 _STALE = "The form was too old. Try again."
 _NO_COOKIE = "Your browser sent no cookie. Signing in needs one: allow it, and try again."
 ADDRESS_CHARACTERS_MAX = 45
+# Wrong keys in a minute, from one address and from all: invented addresses give no more tries. A
+# key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
+FAILURES_PER_MINUTE = 10
+FAILURES_PER_MINUTE_OF_ALL = 100
 FORM_BYTES_MAX = 8_192  # Anybody may post it: a key, a token and where to go then.
 _log = log.get()
 
 
 async def identify(site: Site, request: Request) -> tuple[bytes, Key | None]:
     """Return the id in the browser's cookie, empty without one, and the key that signed in."""
-    id_ = site.signatures.read_cookie(request.cookies.get(COOKIE, "")) or b""
+    id_ = site.signatures.read_cookie(request.cookies.get(COOKIE, ""))
     if not id_:
         return b"", None
     key_sha256 = await site.context.database.read(sign_ins.find_key, id_)
@@ -91,10 +94,12 @@ async def sign_in(visit: Visit) -> Response:
     is_key = secret.startswith(KEY_PREFIX)
     key = await site.find_key(site.context, key_sha256) if is_key else None
     if key is None:  # The limit counts wrong keys only: a valid key signs in at any time.
-        if site.wrong_keys.count(_address_of(visit.request), visit.now):
+        address = _address_of(visit.request)
+        limits = {address: FAILURES_PER_MINUTE, None: FAILURES_PER_MINUTE_OF_ALL}
+        if site.wrong_keys.admit(visit.now, limits):
             return _render(visit, next_, 401, _UNKNOWN)
         response = _render(visit, next_, 429, _TOO_MANY)
-        response.headers["retry-after"] = str(seconds_left(visit.now))
+        response.headers["retry-after"] = str(-(-(MINUTE - visit.now % MINUTE) // SECOND))
         return response
     id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
     await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)
@@ -109,10 +114,8 @@ async def sign_in(visit: Visit) -> Response:
 
 async def sign_out(visit: Visit, _form: object) -> Response:
     """POST /dashboard/sign-out: the sign-in ends, also for a copy of its cookie."""
-    if visit.key is None:
-        raise HTTPException(403)
-    tenant = visit.key.tenant
-    await visit.site.context.database.write(sign_ins.end, visit.id_, tenant=tenant)
+    assert visit.key is not None  # `_submit` looked.
+    await visit.site.context.database.write(sign_ins.end, visit.id_, tenant=visit.key.tenant)
     response = visit.redirect("/sign-in")
     _set_cookie(visit, response, "", seconds=0)
     return response

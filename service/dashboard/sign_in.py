@@ -1,4 +1,4 @@
-"""Signing in with an API key: a signed cookie with a random id, form tokens, and a limit."""
+"""The signed cookie of a sign-in, with a random id, and the tokens of forms."""
 
 import base64
 import binascii
@@ -7,14 +7,9 @@ from collections.abc import Callable, Sequence
 
 import itsdangerous
 
-from service.model.clock import MINUTE, SECOND
-from service.telemetry.brake import Limiter
-
 COOKIE = "genhook_sign_in"
 ID_BYTES = 32
 COOKIE_CHARACTERS_MAX = 200
-FAILURES_PER_MINUTE = 10
-FAILURES_PER_MINUTE_OF_ALL = 100
 
 
 class Signatures:
@@ -40,14 +35,14 @@ class Signatures:
         id_ = random_bytes(ID_BYTES)
         return id_, self._cookie.sign(base64.urlsafe_b64encode(id_)).decode()
 
-    def read_cookie(self, cookie: str) -> bytes | None:
-        """Return the id in a cookie; None unless genhook signed it."""
+    def read_cookie(self, cookie: str) -> bytes:
+        """Return the id in a cookie; empty unless genhook signed it."""
         if len(cookie) > COOKIE_CHARACTERS_MAX or not cookie.isascii():
-            return None
+            return b""
         try:
             return base64.urlsafe_b64decode(self._cookie.unsign(cookie.encode()))
         except (itsdangerous.BadSignature, binascii.Error):
-            return None
+            return b""
 
     def token(self, id_: bytes) -> str:
         """Return the token that every form on a page of this browser carries."""
@@ -57,24 +52,3 @@ class Signatures:
         """Whether a form came from a page of this browser."""
         value = base64.urlsafe_b64encode(id_)
         return token.isascii() and self._form.verify_signature(value, token.encode())
-
-
-class WrongKeys:
-    """Counts wrong keys of the current minute, by the client's address and altogether.
-
-    A key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
-    """
-
-    def __init__(self) -> None:
-        self._limiter = Limiter(MINUTE)
-
-    def count(self, address: str, now: int) -> bool:
-        """Count a wrong key; return False if this minute already had too many."""
-        # The total also bounds the use of invented addresses.
-        limits = {address: FAILURES_PER_MINUTE, None: FAILURES_PER_MINUTE_OF_ALL}
-        return self._limiter.admit(now, limits)
-
-
-def seconds_left(now: int) -> int:
-    """Return after how many seconds the minute ends in which wrong keys are counted."""
-    return -(-(MINUTE - now % MINUTE) // SECOND)

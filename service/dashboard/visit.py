@@ -15,10 +15,11 @@ from service.context import Context, wait_for
 from service.dashboard import media
 from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
-from service.dashboard.sign_in import Signatures, WrongKeys
+from service.dashboard.sign_in import Signatures
 from service.model.clock import SECOND, parse_rfc3339
 from service.model.key import Key, Scope
 from service.settings import Settings
+from service.telemetry.brake import Limiter
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
@@ -42,7 +43,7 @@ class Site(NamedTuple):
     read_body: Callable[[Context, Request, int], Awaitable[bytes]]
     context: Context
     signatures: Signatures
-    wrong_keys: WrongKeys
+    wrong_keys: Limiter
     templates: jinja2.Environment
     assets: Mapping[str, str]
 
