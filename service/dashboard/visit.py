@@ -15,7 +15,7 @@ from service.context import Context, wait_for
 from service.dashboard import media
 from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
-from service.dashboard.sign_in import Signatures
+from service.dashboard.signatures import Signatures
 from service.model.clock import SECOND, parse_rfc3339
 from service.model.key import Key, Scope
 from service.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.entry import FAILURES_PER_MINUTE, FAILURES_PER_MINUTE_OF_ALL
+from service.dashboard.sign_in import FAILURES_PER_MINUTE, FAILURES_PER_MINUTE_OF_ALL
 from service.store import sign_ins
 from tests.contract.scenes import client_with
 from tests.dashboard.browser import Browser, text_of, token_of
