@@ -18,16 +18,13 @@ Table = Mapping[str, Any]
 
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/models."""
-    fields = visit.filters
-    models = (await visit.get_list("/v1/models", limit=str(MODELS_MAX), **fields))["data"]
-    values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
-    return visit.render("models.html", 200, **values)
+    page = await visit.get_list("/v1/models", limit=str(MODELS_MAX), **visit.filters)
+    return visit.render("models.html", 200, kinds=get_args(catalogue.Kind), models=page["data"])
 
 
 async def show_try(visit: Visit) -> Response:
     """GET /dashboard/models/try: the form for `?model=`."""
-    fields = visit.filters
-    model = await visit.get(f"/v1/models/{fields.get('model') or 'imagen4-fast'}")
+    model = await visit.get(f"/v1/models/{visit.filters.get('model') or 'imagen4-fast'}")
     return _render_form(visit, model, {}, [])
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.dashboard.backlog import draw_backlog, draw_open
 from service.dashboard.calls import ApiCall
+from service.dashboard.formats import seconds_since
 from service.dashboard.plots import bars
 from service.dashboard.subscribers import read_all
 from service.dashboard.visit import Visit
@@ -113,7 +114,7 @@ def _success_rate(row: View) -> float | None:
 def _durations(latest: Sequence[View]) -> dict[str, Any]:
     """Return a plot of the durations of the latest generations that succeeded, oldest first."""
     ended = [each for each in reversed(latest) if each["status"] == "succeeded"]
-    seconds = [_seconds(each) for each in ended]
+    seconds = [seconds_since(each["completed_at"], each["created_at"]) for each in ended]
     texts = [
         f"{each['model']}, {each['created_at'][:19]}Z: {took:.1f} s"
         for each, took in zip(ended, seconds, strict=True)
@@ -125,9 +126,3 @@ def _durations(latest: Sequence[View]) -> dict[str, Any]:
         "median": ranked[len(ranked) // 2] if ranked else None,
         "longest": ranked[-1] if ranked else None,
     }
-
-
-def _seconds(generation: View) -> float:
-    return (
-        parse_rfc3339(generation["completed_at"]) - parse_rfc3339(generation["created_at"])
-    ) / 1_000

@@ -51,13 +51,13 @@ def ask_to_sign_in(visit: Visit) -> Response:
     if visit.request.method == "POST":
         return visit.redirect_after(_HAS_ENDED, "/sign-in", next=_page_of_form(visit))
     query = visit.request.scope["query_string"].decode("latin-1")
-    target = visit.path.removeprefix(PATH) + (f"?{query}" if query else "")
+    target = visit.place + (f"?{query}" if query else "")
     return visit.redirect("/sign-in", next=target if _NEXT.fullmatch(target) else "")
 
 
 def _page_of_form(visit: Visit) -> str:
     """Return the page from which a form was sent, or else the first page above its address."""
-    path = visit.path.removeprefix(PATH)
+    path = visit.place
     above = [path[:at] for at in range(len(path), 0, -1) if path[at : at + 1] in ("", "/")]
     _, is_ours, place = visit.request.headers.get("referer", "").rpartition(PATH)
     pages = [place, *above] if is_ours else above

@@ -16,7 +16,7 @@ from service.dashboard import media
 from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
 from service.dashboard.signatures import Signatures
-from service.model.clock import SECOND, parse_rfc3339
+from service.model.clock import SECOND
 from service.model.key import Key, Scope
 from service.settings import Settings
 from service.telemetry.brake import Limiter
@@ -71,7 +71,7 @@ class Visit:
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
         self.now = site.context.clock()
-        self._origins: list[str] = []
+        self._origins: set[str] = set()
 
     @property
     def is_live(self) -> bool:
@@ -88,6 +88,11 @@ class Visit:
     def path(self) -> str:
         """The path of the page, which has no root path: `service.asgi` removes that."""
         return str(self.request.scope["path"])
+
+    @property
+    def place(self) -> str:
+        """The path of the page below /dashboard."""
+        return self.path.removeprefix(PATH)
 
     @property
     def token(self) -> str:
@@ -127,6 +132,10 @@ class Visit:
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
+    def link_here(self, **query: str | None) -> str:
+        """Return a link to this page with its filters, and with `query` in place of the same."""
+        return self.link(self.place, **(self.filters | query))
+
     def has_seen(self, state: str) -> bool:
         """Whether the request is of an open page that already shows this state."""
         return self.is_live and self.request.query_params.get("seen") == state
@@ -144,16 +153,7 @@ class Visit:
 
     def is_at(self, path: str) -> bool:
         """Whether this page is the one at a path, or below it in the menu."""
-        here = self.path.removeprefix(PATH)
-        return here == path or (bool(path) and here.startswith(f"{path}/"))
-
-    def since(self, start: str, at: str) -> float:
-        """Return the seconds between two times of the API."""
-        return (parse_rfc3339(at) - parse_rfc3339(start)) / SECOND
-
-    def without(self, fields: Mapping[str, str], name: str) -> dict[str, str]:
-        """Return fields without one of them."""
-        return {other: value for other, value in fields.items() if other != name}
+        return self.place == path or (bool(path) and self.place.startswith(f"{path}/"))
 
     def take_filters(self, names: tuple[str, ...]) -> None:
         """Take the page's filters from the query; RefusedError if one would be without effect."""
@@ -195,7 +195,7 @@ class Visit:
 
     def refusal(self, reply: Reply) -> RefusedError:
         """Return the error that shows a problem; if the query is wrong, the page works without."""
-        return RefusedError(reply, self.path.removeprefix(PATH) if reply.status == 400 else "")
+        return RefusedError(reply, self.place if reply.status == 400 else "")
 
     async def get(self, path: str, /, **query: str) -> Any:
         """Return what the API answers; RefusedError if it refuses."""
@@ -243,21 +243,22 @@ class Visit:
 
     def show_media(self, files: Iterable[media.Medium]) -> None:
         """Let the page load files from their hosts."""
-        self._origins += media.shown_origins(files)
+        self._origins |= {each.origin for each in files if each.can_be_embedded}
 
     def shows(self, medium: media.Medium) -> bool:
         """Whether the page embeds a file; otherwise it is only linked."""
-        return medium.kind != "file" and not medium.is_expired and medium.origin in self.origins
+        return medium.can_be_embedded and medium.origin in self.origins
 
     @property
     def origins(self) -> list[str]:
         """The origins that the page loads files from, at most HOSTS_MAX."""
-        return sorted(set(self._origins))[: media.HOSTS_MAX]
+        return sorted(self._origins)[: media.HOSTS_MAX]
 
     def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """Return a page; 400 in place of 200 if a filter is wrong."""
+        """Return a page; 400 in place of 200 if a filter is wrong. Templates get `fields`, too."""
         status = 400 if self.wrong and status == 200 else status
-        html = self.site.templates.get_template(template).render(visit=self, **values)
+        page = self.site.templates.get_template(template)
+        html = page.render(visit=self, fields=self.filters, **values)
         headers = {
             "content-security-policy": policy(self.origins),
             "referrer-policy": "same-origin",
@@ -275,10 +276,9 @@ class Visit:
 
     def redirect(self, path: str = "", **query: str) -> Response:
         """Send the browser to another page; let an open page that asks for a part reload itself."""
-        location = self.link(path, **query)
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
-        return Response(status_code=303, headers={"location": location})
+        return Response(status_code=303, headers={"location": self.link(path, **query)})
 
 
 def _pauses(settings: Settings) -> Iterator[float]:
