@@ -48,7 +48,7 @@ _EXPLAINED = {
 _log = log.get()
 Run = Callable[[Visit], Awaitable[Response]]
 Submit = Callable[[Visit, Form], Awaitable[Response]]
-# Forms that do more than make the call of an act.
+# Forms that do more than make the call of an act; `/replays/create` stands in for its act.
 FORMS: Mapping[str, Submit] = {
     "/sign-out": sign_in.sign_out,
     "/models/try": models.run_try,
@@ -130,7 +130,7 @@ async def _show(page: Page, visit: Visit) -> Response:
         return visit.redirect()
     if visit.is_live and page.shown_on is not None:
         visit.shown_at = f"{PATH}{page.shown_on}"
-    if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
+    if not page.path and not page.is_shown_to(visit):  # The first shown in the menu.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     visit.take_filters(page.filters)
     return await page.show(visit)

@@ -25,7 +25,7 @@ PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
 # What our own links and open pages have in a query beside filters.
 _OWN_PARAMETERS = frozenset({"done", "at", "seen", "hosts"})
-NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, says nothing was done.
+NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, shows no notice.
 # Between the tries of a form that was sent twice while its first request runs.
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.05, 3.2
 STORE_SECONDS = 10  # How long the first request may take beside its waits for upstream and work.
@@ -35,7 +35,7 @@ class Site(NamedTuple):
     """What all pages of a process share.
 
     find_key: returns the live key with a digest. read_body: returns a body of at most so many
-    bytes, HTTPException without it. assets: paths of files by name.
+    bytes, or raises HTTPException. assets: the names by content of the static files.
     """
 
     api: ASGIApp
@@ -184,17 +184,16 @@ class Visit:
             reply = await self.send(ApiCall(path=path, query=query))
             if reply.is_success:
                 return reply.content
-            errors = reply.content.get("errors", ()) if reply.status == 400 else ()
-            names = [each["pointer"].removeprefix("?") for each in errors]
-            names = [fields.get(name, name) for name in names]
+            wrong = {pointer.removeprefix("?"): message for pointer, message in reply.errors}
+            wrong = {fields.get(name, name): message for name, message in wrong.items()}
             # A cursor has no field that could show it.
-            if not names or not {*names} <= {*self.filters} - {"after"}:
+            if not wrong or not {*wrong} <= {*self.filters} - {"after"}:
                 raise self.refusal(reply)
-            self.wrong = {n: each["message"] for n, each in zip(names, errors, strict=True)}
+            self.wrong = wrong
         return {"data": [], "next": None}
 
     def refusal(self, reply: Reply) -> RefusedError:
-        """Return the error that shows a problem; if the query is wrong, the page works without."""
+        """Return the error that shows a problem, with a link to this page if the query is wrong."""
         return RefusedError(reply, self.place if reply.status == 400 else "")
 
     async def get(self, path: str, /, **query: str) -> Any:
@@ -211,10 +210,10 @@ class Visit:
         return await send(self.site.api, call, headers or {}, state)
 
     async def send_form(self, call: ApiCall, form: Form, once: str = "") -> Reply:
-        """Make the call of a form: what it creates or rotates, it does once, with one answer.
+        """Make the call of a form: two clicks create or rotate once, with one answer.
 
-        A browser shows the answer to the last of two clicks, so that waits while the first runs.
-        `once` takes the place of that in the form.
+        A browser shows the answer to the second click, so this waits while the call of the first
+        runs. `once` takes the place of the form's field `once`.
         """
         headers = once_headers({"once": once} if once else form)
         context = self.site.context
@@ -255,7 +254,7 @@ class Visit:
         return sorted(self._origins)[: media.HOSTS_MAX]
 
     def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """Return a page; 400 in place of 200 if a filter is wrong. Templates get `fields`, too."""
+        """Return a page; 400 in place of 200 if a filter is wrong. Its filters are `fields`."""
         status = 400 if self.wrong and status == 200 else status
         page = self.site.templates.get_template(template)
         html = page.render(visit=self, fields=self.filters, **values)
