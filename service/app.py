@@ -28,7 +28,7 @@ from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
 from service.telemetry import log
-from service.telemetry.redact import make_redactor
+from service.telemetry.redact import Redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client, Transport
 from service.worker import Worker
@@ -42,7 +42,8 @@ SPARE_CONNECTIONS = 24  # Beside one for each slot: connections that are still b
 
 def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
     """Configure the log; warn of unknown settings, and of missing ones if no sandbox runs."""
-    log.configure(settings.log_level, stream="stdout", redactor=make_redactor(settings))
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, stream="stdout", redactor=redactor)
     for name in unknown_variables():
         _log.warning("settings.unknown", name=name, see="docs/settings.md")
     for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
@@ -76,7 +77,7 @@ class App:
             client=Client(settings, transport),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
-            redactor=make_redactor(settings),
+            redactor=Redactor(settings.secrets, settings.public_url),
             clock=clock,
             jitter=jitter,
         )

@@ -22,7 +22,7 @@ from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.settings import Settings, read_settings
 from service.telemetry import log
-from service.telemetry.redact import Redactor, make_redactor
+from service.telemetry.redact import Redactor
 
 _log = log.get()
 
@@ -112,7 +112,7 @@ class Entry:
     async def _start(self) -> App:
         if not self._has_log:
             configure_log(self._settings)
-            cut = partial(_cut_secrets, make_redactor(self._settings))
+            cut = partial(_cut_secrets, Redactor(self._settings.secrets, self._settings.public_url))
             logging.getLogger("uvicorn.access").addFilter(cut)  # By default it logs each path.
             self._has_log = True
         app = App(self._settings, accepts=True)

@@ -7,7 +7,7 @@ import pytest
 
 from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings, unknown_variables
-from service.telemetry.redact import REDACTED, make_redactor
+from service.telemetry.redact import REDACTED, Redactor
 
 KEY = "0123456789abcdef" * 2
 OTHER_KEY = "fedcba9876543210" * 3
@@ -226,7 +226,8 @@ def test_no_password_of_a_postgresql_url_is_shown() -> None:
 
 def test_a_short_password_of_the_database_is_not_cut_out_of_results() -> None:
     url = "postgresql://app:test@db/genhook?password=example&sslpassword=latest-"
-    redactor = make_redactor(read_settings({**BASE, "GENHOOK_DATABASE_URL": url}))
+    settings = read_settings({**BASE, "GENHOOK_DATABASE_URL": url})
+    redactor = Redactor(settings.secrets, settings.public_url)
     output = {"files": [{"url": "https://cdn.example/latest/1.png"}]}
     assert redactor.json(output) == output
     assert redactor.text("test example latest-") == "test example latest-"

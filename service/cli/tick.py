@@ -43,11 +43,12 @@ def add_tick(parser: argparse.ArgumentParser) -> None:
 def tick(options: argparse.Namespace) -> int:
     """Do due work for at most `--seconds`; with `--every` again and again, until a signal."""
     from service.telemetry import log
-    from service.telemetry.redact import make_redactor
+    from service.telemetry.redact import Redactor
 
     # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
     settings = read_settings()
-    log.configure(settings.log_level, redactor=make_redactor(settings))
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, redactor=redactor)
     interrupts.run(_tick(settings, options.seconds, options.every, partial(_print, options)))
     return 0
 

@@ -23,8 +23,7 @@ _VALUE = re.compile(r"""(genhook_\w+)\{role="\w+"\} ([0-9.e+-]+)""")
 
 async def show_usage(visit: Visit) -> Response:
     """GET /dashboard/usage: of the reader's tenant, or of another one for an operator."""
-    query = visit.filters
-    rows = (await visit.get_list("/v1/usage", **query))["data"]
+    rows = (await visit.get_list("/v1/usage", **visit.filters))["data"]
     models: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
     days: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -41,7 +40,7 @@ async def show_usage(visit: Visit) -> Response:
         "last": ordered[-1][0] if ordered else "",
         "total": sum(days.values()),
     }
-    return visit.render("usage.html", 200, fields=query, counts=COUNTS, **values)
+    return visit.render("usage.html", 200, counts=COUNTS, **values)
 
 
 def _fill(days: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -56,10 +55,9 @@ def _fill(days: Mapping[str, int]) -> list[tuple[str, int]]:
 
 async def show_keys(visit: Visit) -> Response:
     """GET /dashboard/keys."""
-    query = visit.filters
-    page = await visit.get_list("/v1/keys", **query)
-    scopes = SCOPES if visit.may("operator") else SCOPES[:-1]
-    return visit.render("keys.html", 200, page=page, fields=query, scopes=scopes)
+    page = await visit.get_list("/v1/keys", **visit.filters)
+    scopes = [each for each in SCOPES if each != "operator" or visit.may("operator")]
+    return visit.render("keys.html", 200, page=page, scopes=scopes)
 
 
 async def show_workers(visit: Visit) -> Response:

@@ -78,9 +78,11 @@ def _status(status: str) -> Callable[[Form], Any]:
 
 
 def _new_subscriber(form: Form) -> Any:
-    types = [each for each in form.get("event_types", "").split() if each]
-    fields = {"url": form.get("url", "").strip(), "event_types": types}
-    return fields | {"description": form.get("description", "").strip()}
+    return {
+        "url": form.get("url", "").strip(),
+        "event_types": form.get("event_types", "").split(),
+        "description": form.get("description", "").strip(),
+    }
 
 
 def _new_key(form: Form) -> Any:

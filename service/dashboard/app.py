@@ -15,16 +15,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.context import Context
-from service.dashboard import entry, formats, models, replay_form, subscriber_form
+from service.dashboard import formats, models, replay_form, sign_in, subscriber_form
 from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES, PARTS, Page
-from service.dashboard.sign_in import Signatures, WrongKeys
+from service.dashboard.signatures import Signatures
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
+from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.model.key import Key
 from service.telemetry import log
+from service.telemetry.brake import Limiter
 
 FOLDER = Path(__file__).parent
 STATIC = {
@@ -46,9 +48,9 @@ _EXPLAINED = {
 _log = log.get()
 Run = Callable[[Visit], Awaitable[Response]]
 Submit = Callable[[Visit, Form], Awaitable[Response]]
-# Forms that do more than make the call of an act.
+# Forms that do more than make the call of an act; `/replays/create` stands in for its act.
 FORMS: Mapping[str, Submit] = {
-    "/sign-out": entry.sign_out,
+    "/sign-out": sign_in.sign_out,
     "/models/try": models.run_try,
     "/subscribers/{id}/edit": subscriber_form.run,
     "/replays/create": replay_form.run,
@@ -62,20 +64,20 @@ def build(
     context: Context,
 ) -> ASGIApp:
     """Build the pages over the API, with what `Site` says of `find_key` and `read_body`."""
-    files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
     assets = {name: _name_by_content(name) for name in STATIC}
+    files = {asset: FOLDER / "static" / name for name, asset in assets.items()}
     keys = context.settings.secret_keys
     signatures, templates = Signatures(keys), _templates()
-    site = Site(api, find_key, read_body, context, signatures, WrongKeys(), templates, assets)
+    site = Site(api, find_key, read_body, context, signatures, Limiter(MINUTE), templates, assets)
     routes = [
-        _route(site, "/sign-in", entry.show_sign_in, "GET"),
-        _route(site, "/sign-in", entry.sign_in, "POST"),
+        _route(site, "/sign-in", sign_in.show_sign_in, "GET"),
+        _route(site, "/sign-in", sign_in.sign_in, "POST"),
         Route(f"{PATH}/static/{{name}}", partial(_serve_file, files)),
         Route(f"{PATH}/", partial(_forward, site)),
     ]
     forms: dict[str, Submit] = {act.path: partial(_perform, act) for act in ACTS}
     forms |= FORMS
-    routes += [_form(site, path, run) for path, run in forms.items()]
+    routes += [_route(site, path, partial(_submit, run), "POST") for path, run in forms.items()]
     routes += [_route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
@@ -107,13 +109,9 @@ def _route(site: Site, path: str, run: Run, method: str) -> Route:
     return Route(f"{PATH}{path}", partial(_answer, site, run), methods=[method])
 
 
-def _form(site: Site, path: str, run: Submit) -> Route:
-    return _route(site, path, partial(_submit, run), "POST")
-
-
 async def _answer(site: Site, run: Run, request: Request) -> Response:
     """Run a page for the signed-in key; a refusal of the API becomes a page."""
-    id_, key = await entry.identify(site, request)
+    id_, key = await sign_in.identify(site, request)
     if key is not None:
         request.state.key = key  # It is logged, and makes the answer `no-store`.
     visit = Visit(site, request, id_, key)
@@ -127,12 +125,12 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
 
 async def _show(page: Page, visit: Visit) -> Response:
     if visit.key is None:
-        return entry.ask_to_sign_in(visit)
+        return sign_in.ask_to_sign_in(visit)
     if visit.is_of_another_sign_in:
         return visit.redirect()
     if visit.is_live and page.shown_on is not None:
         visit.shown_at = f"{PATH}{page.shown_on}"
-    if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
+    if not page.path and not page.is_shown_to(visit):  # The first shown in the menu.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     visit.take_filters(page.filters)
     return await page.show(visit)
@@ -141,7 +139,7 @@ async def _show(page: Page, visit: Visit) -> Response:
 async def _submit(run: Submit, visit: Visit) -> Response:
     """Run a form's function if the form has the token of this sign-in; else 403."""
     if visit.key is None:
-        return entry.ask_to_sign_in(visit)
+        return sign_in.ask_to_sign_in(visit)
     form = await read_form(visit)
     if not visit.site.signatures.is_token(visit.id_, form.get("token", "")):
         raise HTTPException(
@@ -166,7 +164,7 @@ async def _perform(act: Act, visit: Visit, form: Form) -> Response:
 
 def _render_problem(visit: Visit, reply: Reply, back: str = "") -> Response:
     if reply.status == 401:
-        return entry.ask_to_sign_in(visit)
+        return sign_in.ask_to_sign_in(visit)
     problem = reply.content if isinstance(reply.content, dict) else {}
     values = {"problem": problem, "explained": _EXPLAINED.get(reply.status, "")}
     return visit.render("problem.html", reply.status, status=reply.status, back=back, **values)

@@ -15,8 +15,9 @@ Span = tuple[int, int]
 def draw_backlog(latest: Sequence[Row], pending: Sequence[Row], now: int) -> dict[str, Any]:
     """Return a plot of the age of the oldest delivery that waited, in seconds, and its first time.
 
-    `now` and `longest` are the last and the greatest age. The plot begins with the first of the
-    latest deliveries, at most a day ago. Others may be older. Dead deliveries do not wait.
+    `now` and `longest` are the last and the greatest age. The plot begins with the oldest of
+    `latest`, at most a day ago; one of `pending` may be older. Dead and canceled deliveries do not
+    wait.
     """
     rows = _unite(latest, pending)
     waits = [
@@ -34,8 +35,8 @@ def draw_backlog(latest: Sequence[Row], pending: Sequence[Row], now: int) -> dic
 def draw_open(latest: Sequence[Row], opened: Sequence[Row], now: int) -> dict[str, Any]:
     """Return plots of how many generations were open and how many overdue, and their first time.
 
-    The plots begin with the first of the latest generations, at most a day ago, and count these
-    rows: there may be more. A timed-out generation with a late result counts until the result.
+    The plots begin with the oldest of `latest`, at most a day ago, and count only these rows: there
+    may be more. A timed-out generation with a late result counts until the result.
     """
     rows, times = _unite(latest, opened), _points(latest, now)
     spans = [_span(each, "created_at", "completed_at", now) for each in rows]

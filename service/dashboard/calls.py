@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from starlette.types import ASGIApp, Message
 
+LIMIT_MAX = 250  # Rows in the largest page of the API.
 _SAFE = "/:."  # Other characters of a path and a query are percent-encoded: no shell reads them.
 
 
@@ -34,7 +35,7 @@ class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
     def curl(self) -> str:
         """Return the call as a command that never names a key."""
         parts = ["curl --fail-with-body"]
-        if self.method not in ("GET", "POST") or (self.method == "POST" and self.body is None):
+        if self.method != ("GET" if self.body is None else "POST"):  # What curl takes by itself.
             parts.append(f"-X {self.method}")
         parts.append(f'"$GENHOOK_URL{self.target}"')
         parts.append('-H "Authorization: Bearer $GENHOOK_API_KEY"')
@@ -54,6 +55,12 @@ class Reply(msgspec.Struct, frozen=True):
     def is_success(self) -> bool:
         """Whether the status is below 400."""
         return self.status < 400
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """The pointer and the message of each wrong field; empty if something else is wrong."""
+        errors = self.content.get("errors", ()) if self.status in (400, 422) else ()
+        return [(each["pointer"], each["message"]) for each in errors]
 
     @property
     def is_running(self) -> bool:

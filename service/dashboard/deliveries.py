@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from service.dashboard import replay_form
-from service.dashboard.visit import PATH, Visit
+from service.dashboard.visit import Visit
 from service.model.callback import VERDICTS
 from service.model.delivery import STATUSES
 from service.model.ids import time_of
@@ -11,9 +11,8 @@ from service.model.ids import time_of
 
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/deliveries."""
-    query = visit.filters
-    page = await visit.get_list("/v1/deliveries", **query)
-    return visit.answer_list("deliveries.html", page, fields=query, statuses=STATUSES)
+    page = await visit.get_list("/v1/deliveries", **visit.filters)
+    return visit.answer_list("deliveries.html", page, statuses=STATUSES)
 
 
 async def show(visit: Visit) -> Response:
@@ -27,7 +26,7 @@ async def show(visit: Visit) -> Response:
 def _answer_live(visit: Visit, state: str, *, is_open: bool) -> Response | None:
     """Answer an open page: 204 while its state is the same, a reload once it has ended."""
     if visit.is_live and not is_open:
-        return visit.redirect(visit.path.removeprefix(PATH))
+        return visit.redirect()
     return Response(status_code=204) if visit.has_seen(state) else None
 
 
@@ -42,13 +41,13 @@ async def show_dead(visit: Visit) -> Response:
     # An open page asks for the list only, without the form.
     has_form = visit.may("manage") and not visit.is_live
     offer = await replay_form.read_offer(visit, chosen, first_at) if has_form else None
-    return visit.answer_list("dead_letters.html", page, fields=query, offer=offer)
+    return visit.answer_list("dead_letters.html", page, offer=offer)
 
 
 async def show_replays(visit: Visit) -> Response:
     """GET /dashboard/replays."""
-    query = visit.filters
-    return visit.render("replays.html", 200, page=await visit.get("/v1/replays", **query))
+    page = await visit.get("/v1/replays", **visit.filters)
+    return visit.render("replays.html", 200, page=page)
 
 
 async def show_replay(visit: Visit) -> Response:
@@ -61,9 +60,8 @@ async def show_replay(visit: Visit) -> Response:
 
 async def show_callbacks(visit: Visit) -> Response:
     """GET /dashboard/callbacks."""
-    query = visit.filters
-    page = await visit.get_list("/v1/callbacks", **query)
-    return visit.answer_list("callbacks.html", page, fields=query, verdicts=VERDICTS)
+    page = await visit.get_list("/v1/callbacks", **visit.filters)
+    return visit.answer_list("callbacks.html", page, verdicts=VERDICTS)
 
 
 async def show_callback(visit: Visit) -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from service.model.clock import MINUTE, parse_rfc3339, rfc3339
+from service.model.clock import MINUTE, SECOND, parse_rfc3339, rfc3339
 
 NONE = "\N{EN DASH}"
 
@@ -40,6 +40,11 @@ def write_seconds(seconds: float | None) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part_size} {part}"
     return f"{whole // 60} min {whole % 60} s"
+
+
+def seconds_since(at: str, start: str) -> float:
+    """Return the seconds between two times of the API."""
+    return (parse_rfc3339(at) - parse_rfc3339(start)) / SECOND
 
 
 def write_delay(seconds: int) -> str:
@@ -100,4 +105,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "spans": write_spans,
     "json_text": write_json,
     "visible": read_visible,
+    "seconds_since": seconds_since,
 }

@@ -15,7 +15,7 @@ _WRONG_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 async def read_form(visit: Visit, bytes_max: int | None = None) -> dict[str, str]:
     """Return the fields of a form; several values of a name are joined by spaces.
 
-    It has at most `bytes_max`, else GENHOOK_REQUEST_BODY_BYTES.
+    Its body has at most `bytes_max` bytes, by default GENHOOK_REQUEST_BODY_BYTES.
     """
     site = visit.site
     bytes_max = bytes_max or site.context.settings.request_body_bytes
@@ -31,7 +31,7 @@ async def read_form(visit: Visit, bytes_max: int | None = None) -> dict[str, str
 
 
 def _parse(body: bytes) -> Sequence[tuple[str, str]]:
-    """Return the names and values of a form that are not empty; ValueError if it is none."""
+    """Return the fields of a form that have a value; ValueError if the body is no form."""
     if body.count(b"&") >= FIELDS_MAX or not body.isascii() or _WRONG_ESCAPE.search(body):
         raise ValueError("no form")
     pairs = (field.partition(b"=") for field in body.split(b"&"))

@@ -20,9 +20,8 @@ async def show_list(visit: Visit) -> Response:
     The Content-Security-Policy of an open page cannot change: for another origin it reloads.
     """
     fields = visit.filters
-    query: dict[str, str] = {
-        name: fields[name] for name in ("status", "model", "after") if name in fields
-    }
+    query: dict[str, str] = {"limit": PER_PAGE}
+    query |= {name: fields[name] for name in ("status", "model", "after") if name in fields}
     if "name" in fields:
         query[f"metadata.{fields['name']}"] = fields.get("value", "")
     elif "value" in fields:
@@ -30,7 +29,7 @@ async def show_list(visit: Visit) -> Response:
     query |= {TIMES[name]: read_time(fields[name]) for name in TIMES if name in fields}
     named = {parameter: name for name, parameter in TIMES.items()}
     named |= {"metadata": "name", f"metadata.{fields.get('name', '')}"[:64]: "value"}
-    page = await visit.get_list("/v1/generations", named, **{"limit": PER_PAGE, **query})
+    page = await visit.get_list("/v1/generations", named, **query)
     cards = [(each, media.read_files(each, visit.now)) for each in page["data"]]
     for _, files in cards:
         visit.show_media(files[:1])
@@ -41,12 +40,9 @@ async def show_list(visit: Visit) -> Response:
         visit.request.query_params.get("hosts", "") if visit.is_live else " ".join(visit.origins)
     )
     if not set(visit.origins) <= set(hosts.split()):
-        return visit.redirect("/generations", **fields)
-    live_fields = fields | {"hosts": hosts}
-    fields.pop("after", None)
-    values = {"cards": cards, "next": page["next"], "fields": fields, "after": query.get("after")}
-    values |= {"state": state, "live_fields": live_fields, "statuses": (*OPEN, *TERMINAL)}
-    return visit.render("generations.html", 200, **values)
+        return visit.redirect()
+    values = {"cards": cards, "next": page["next"], "state": state, "hosts": hosts}
+    return visit.render("generations.html", 200, statuses=(*OPEN, *TERMINAL), **values)
 
 
 async def show(visit: Visit) -> Response:
@@ -58,7 +54,7 @@ async def show(visit: Visit) -> Response:
     generation = await visit.get(path)
     is_open = generation["status"] in OPEN
     if visit.is_live and not is_open:
-        return visit.redirect(f"/generations/{visit.id}")
+        return visit.redirect()
     timeline = await visit.get(f"{path}/timeline")
     state = f"{generation['status']}.{len(timeline['data'])}"
     if visit.has_seen(state):

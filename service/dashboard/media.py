@@ -2,7 +2,7 @@
 
 import mimetypes
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,8 +22,8 @@ class Medium(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: `image`, `audio`, `video`, or `file` for a file that is only linked.
     url: empty if a browser should not follow it.
-    origin: scheme, host and port of the URL, for the policy of the page; empty if none may be named
-        there: the file is only linked.
+    origin: scheme, host and port of the URL, for the policy of the page; empty if that may not
+        name them.
     """
 
     kind: str
@@ -32,6 +32,11 @@ class Medium(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str
     expires_at: str | None
     is_expired: bool
+
+    @property
+    def can_be_embedded(self) -> bool:
+        """Whether a page may show the file itself; otherwise it is only linked."""
+        return self.kind != "file" and not self.is_expired and bool(self.origin)
 
 
 def read_files(generation: Mapping[str, Any], now: int) -> list[Medium]:
@@ -67,9 +72,3 @@ def _origin_of(url: str) -> tuple[bool, str]:
     if not _POLICY_HOST.fullmatch(host):
         return True, ""
     return True, f"{parts.scheme}://{host}{'' if port is None else f':{port}'}"
-
-
-def shown_origins(media: Iterable[Medium]) -> list[str]:
-    """Return the origins of files that may be embedded."""
-    origins = {medium.origin for medium in media if medium.kind != "file" and not medium.is_expired}
-    return sorted(origins - {""})

@@ -6,28 +6,24 @@ from typing import Any, get_args
 from starlette.responses import Response
 
 from service.dashboard.acts import Form
-from service.dashboard.calls import ApiCall
+from service.dashboard.calls import LIMIT_MAX, ApiCall
 from service.dashboard.visit import RefusedError, Visit
 from service.model import json_input
 from service.upstream import catalogue
 
-MODELS_MAX = 250  # The whole catalogue: the largest page of the API.
 LONG_TEXTS = ("prompt", "lyrics", "negative_prompt", "text", "style")
 Table = Mapping[str, Any]
 
 
 async def show_list(visit: Visit) -> Response:
-    """GET /dashboard/models."""
-    fields = visit.filters
-    models = (await visit.get_list("/v1/models", limit=str(MODELS_MAX), **fields))["data"]
-    values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
-    return visit.render("models.html", 200, **values)
+    """GET /dashboard/models: the whole catalogue fits on a page of the API."""
+    page = await visit.get_list("/v1/models", limit=str(LIMIT_MAX), **visit.filters)
+    return visit.render("models.html", 200, kinds=get_args(catalogue.Kind), models=page["data"])
 
 
 async def show_try(visit: Visit) -> Response:
     """GET /dashboard/models/try: the form for `?model=`."""
-    fields = visit.filters
-    model = await visit.get(f"/v1/models/{fields.get('model') or 'imagen4-fast'}")
+    model = await visit.get(f"/v1/models/{visit.filters.get('model') or 'imagen4-fast'}")
     return _render_form(visit, model, {}, [])
 
 
@@ -49,12 +45,9 @@ async def run_try(visit: Visit, form: Form) -> Response:
         return visit.render("try_confirm.html", 200, **values)
     # With its Idempotency-Key, a second click or a form that is sent again costs nothing.
     reply = await visit.send_form(call, form)
-    if reply.status == 422 and reply.content.get("errors"):
-        wrong = [
-            (each["pointer"].removeprefix("/input"), each["message"])
-            for each in reply.content["errors"]
-        ]
-        return _render_form(visit, model, form, wrong)
+    if reply.errors:
+        errors = [(pointer.removeprefix("/input"), text) for pointer, text in reply.errors]
+        return _render_form(visit, model, form, errors)
     if not reply.is_success:
         raise RefusedError(reply)
     return visit.redirect_after("models.try", f"/generations/{reply.content['id']}")

@@ -1,6 +1,6 @@
 """The first page: rates, success and durations of generations; the backlog of deliveries."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from datetime import date, timedelta
 from functools import partial
 from operator import itemgetter
@@ -8,8 +8,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.dashboard.backlog import draw_backlog, draw_open
+from service.dashboard.backlog import Row, draw_backlog, draw_open
 from service.dashboard.calls import ApiCall
+from service.dashboard.formats import seconds_since
 from service.dashboard.plots import bars
 from service.dashboard.subscribers import read_all
 from service.dashboard.visit import Visit
@@ -22,7 +23,6 @@ RECENT = 100  # Generations of which the open ones are drawn, beside those that 
 OPEN_MAX = 100
 SUBSCRIBERS_MAX = 10
 DELIVERIES_MAX, PENDING_MAX = 200, 50  # Rows from which the backlog is drawn.
-View = Mapping[str, Any]
 
 
 async def show(visit: Visit) -> Response:
@@ -60,7 +60,7 @@ async def show(visit: Visit) -> Response:
     return visit.render("overview.html", 200, **values)
 
 
-def _failing(*lists: Sequence[View]) -> set[str]:
+def _failing(*lists: Sequence[Row]) -> set[str]:
     """Return the ids of subscribers whose deliveries are dead, or wait after an error."""
     rows = [each for rows in lists for each in rows]
     return {
@@ -70,14 +70,14 @@ def _failing(*lists: Sequence[View]) -> set[str]:
     }
 
 
-def _rank(failing: Container[str], subscriber: View) -> int:
+def _rank(failing: Container[str], subscriber: Row) -> int:
     """Return 0 if a subscriber needs help, 1 if a person stopped it, else 2."""
     if subscriber["disabled_reason"] in ("gone", "failing") or subscriber["id"] in failing:
         return 0
     return 2 if subscriber["status"] == "active" else 1
 
 
-def _by_day(usage: Sequence[View], now: int) -> dict[str, Any]:
+def _by_day(usage: Sequence[Row], now: int) -> dict[str, Any]:
     """Return plots of the days, and their sums."""
     today = date.fromisoformat(rfc3339(now)[:10])
     days = [(today - timedelta(days=back)).isoformat() for back in reversed(range(DAYS))]
@@ -105,15 +105,15 @@ def _by_day(usage: Sequence[View], now: int) -> dict[str, Any]:
     }
 
 
-def _success_rate(row: View) -> float | None:
+def _success_rate(row: Row) -> float | None:
     ended = row["succeeded"] + row["failed"] + row["timed_out"]
     return row["succeeded"] / ended if ended else None
 
 
-def _durations(latest: Sequence[View]) -> dict[str, Any]:
+def _durations(latest: Sequence[Row]) -> dict[str, Any]:
     """Return a plot of the durations of the latest generations that succeeded, oldest first."""
     ended = [each for each in reversed(latest) if each["status"] == "succeeded"]
-    seconds = [_seconds(each) for each in ended]
+    seconds = [seconds_since(each["completed_at"], each["created_at"]) for each in ended]
     texts = [
         f"{each['model']}, {each['created_at'][:19]}Z: {took:.1f} s"
         for each, took in zip(ended, seconds, strict=True)
@@ -125,9 +125,3 @@ def _durations(latest: Sequence[View]) -> dict[str, Any]:
         "median": ranked[len(ranked) // 2] if ranked else None,
         "longest": ranked[-1] if ranked else None,
     }
-
-
-def _seconds(generation: View) -> float:
-    return (
-        parse_rfc3339(generation["completed_at"]) - parse_rfc3339(generation["created_at"])
-    ) / 1_000

@@ -49,17 +49,7 @@ PAGES = (
         filters=("status", "model", "name", "value", "from", "to", "after"),
     ),
     Page("/generations/{id}", generations.show, "read"),
-    Page(
-        "/models",
-        models.show_list,
-        "read",
-        "Models",
-        filters=(
-            "kind",
-            "callbacks",
-            "sort",
-        ),
-    ),
+    Page("/models", models.show_list, "read", "Models", filters=("kind", "callbacks", "sort")),
     Page("/models/try", models.show_try, "read", filters=("model",)),
     Page("/subscribers", subscribers.show_list, "manage", "Subscribers", filters=("after",)),
     Page("/subscribers/{id}", subscribers.show, "manage"),

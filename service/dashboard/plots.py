@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 def bars(
     values: Sequence[float], texts: Sequence[str], bad: Sequence[bool] = (), top: float = 0
 ) -> list[Bar]:
-    """Return a bar for each value; `top`, or else the greatest one, is as high as the plot."""
+    """Return a bar for each value; `top`, or else the greatest value, is as high as the plot."""
     top = top or max(values, default=0) or 1
     place = 100 / max(len(values), PLACES_MIN)
     drawn = []
@@ -51,7 +51,7 @@ def bars(
 
 
 class Mark(NamedTuple):
-    """A point on the time axis, in percent of its width."""
+    """A point on the time axis, in percent of its width; `text` is its tooltip."""
 
     x: float
     type: str
@@ -84,7 +84,8 @@ def draw_axis(entries: Sequence[Mapping[str, Any]]) -> Axis:
         if label not in rows and len(rows) == AXIS_ROWS_MAX:
             continue
         seconds = (at - start) / 1_000
-        mark = Mark(_place(seconds, total), entry["type"], describe(entry, seconds), is_bad(entry))
+        text = f"{seconds:.2f} s: {entry['summary']}"
+        mark = Mark(_place(seconds, total), entry["type"], text, _is_bad(entry))
         rows.setdefault(label, AxisRow(label=label)).marks.append(mark)
     ticks = [(_place(at, total), text) for at, text in TICKS if at < total * 0.8]
     return Axis(list(rows.values()), [(_place(0, total), "0"), *ticks])
@@ -103,12 +104,7 @@ def _place(seconds: float, total: float) -> float:
     return round(1 + 98 * min(share, 1), 2)
 
 
-def describe(entry: Mapping[str, Any], seconds: float) -> str:
-    """Return the tooltip of a mark."""
-    return f"{seconds:.2f} s: {entry['summary']}"
-
-
-def is_bad(entry: Mapping[str, Any]) -> bool:
+def _is_bad(entry: Mapping[str, Any]) -> bool:
     """Whether an entry of a timeline shows that something went wrong."""
     detail = entry["detail"]
     status = detail.get("status_code")

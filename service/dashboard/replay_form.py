@@ -1,6 +1,5 @@
 """The form of a replay: it counts the events and asks before it sends them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from msgspec import structs
@@ -17,7 +16,6 @@ SPAN_MS = 7 * DAY  # The least time that the form offers.
 ONLY = {"dead": "dead letters", "all": "all events"}
 BACK = "/dead-letters"
 [_ACT] = [act for act in ACTS if act.path == "/replays/create"]
-View = Mapping[str, Any]
 
 
 async def read_offer(visit: Visit, chosen: str, first_at: int) -> dict[str, Any]:
@@ -48,7 +46,7 @@ async def _ask(visit: Visit, form: Form) -> Response:
     reply = await visit.send_form(
         structs.replace(call, body={**call.body, "dry_run": True}),
         form,
-        _name_count(visit, form, call),
+        _once_of_count(visit, form, call),
     )
     if not reply.is_success:
         return await _explain(visit, form, reply)
@@ -59,10 +57,10 @@ async def _ask(visit: Visit, form: Form) -> Response:
     return visit.render("replay_confirm.html", 200, form=form, **values)
 
 
-def _name_count(visit: Visit, form: Form, call: ApiCall) -> str:
-    """Return the `once` of a count: more clicks make no more of them.
+def _once_of_count(visit: Visit, form: Form, call: ApiCall) -> str:
+    """Return the `once` of a count, so that two clicks count once.
 
-    But the same page counts again where another form is sent from it, or after a minute.
+    The same page counts again if its form was changed, or after a minute.
     """
     once = form.get("once", "")
     return once and once + name_state((call.body, visit.now // MINUTE))
@@ -84,9 +82,8 @@ async def _begin(visit: Visit, form: Form) -> Response:
 
 async def _explain(visit: Visit, form: Form, reply: Reply) -> Response:
     """Show the form again, and what was refused; RefusedError if the form cannot mend it."""
-    if reply.status == 422 and reply.content.get("errors"):
-        errors = reply.content["errors"]
-        visit.wrong = {each["pointer"].strip("/"): each["message"] for each in errors}
+    if reply.errors:
+        visit.wrong = {pointer.strip("/"): message for pointer, message in reply.errors}
     elif reply.needs_repeat or reply.status not in (404, 409):
         raise RefusedError(reply, BACK)
     return await _render_form(visit, form, reply)

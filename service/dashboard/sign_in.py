@@ -1,80 +1,148 @@
-"""Signing in with an API key: a signed cookie with a random id, form tokens, and a limit."""
+"""The key of a sign-in; the pages that sign in and out."""
 
-import base64
-import binascii
-import hashlib
-from collections.abc import Callable, Sequence
+import ipaddress
+import re
 
-import itsdangerous
+from starlette.requests import Request
+from starlette.responses import Response
 
+from service.dashboard.forms import read_form
+from service.dashboard.pages import PAGES
+from service.dashboard.signatures import COOKIE
+from service.dashboard.visit import PATH, Site, Visit
 from service.model.clock import MINUTE, SECOND
-from service.telemetry.brake import Limiter
+from service.model.key import KEY_PREFIX, Key
+from service.store import keys, sign_ins
+from service.telemetry import log
 
-COOKIE = "genhook_sign_in"
-ID_BYTES = 32
-COOKIE_CHARACTERS_MAX = 200
+# Where to go after signing in: a page of ours, never another host, nor the address of a form.
+_PAGES = "|".join(page.path.replace("{id}", "[a-z]+_[0-9a-f]{32}") for page in PAGES)
+_NEXT = re.compile(rf"(?:{_PAGES})(\?[A-Za-z0-9_.=&%:+*-]{{0,500}})?")
+_HAS_ENDED = "sign_in.ended"
+_ENDED = "Your sign-in has ended; nothing was done."
+_UNKNOWN = "This key is unknown or revoked."
+_TOO_MANY = "This key is unknown or revoked, and there were too many such keys in this minute."
+_STALE = "The form was too old. Try again."
+_NO_COOKIE = "Your browser sent no cookie. Signing in needs one: allow it, and try again."
+ADDRESS_CHARACTERS_MAX = 45
+# Wrong keys in a minute, from one address and from all: invented addresses give no more tries. A
+# key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
 FAILURES_PER_MINUTE = 10
 FAILURES_PER_MINUTE_OF_ALL = 100
+FORM_BYTES_MAX = 8_192  # Anybody may post it: a key, a token and where to go then.
+_log = log.get()
 
 
-class Signatures:
-    """Signs the ids of sign-ins for cookies, and for the forms of a page.
-
-    A browser gets an id before it signs in, so that the sign-in form has a token, too.
-    """
-
-    def __init__(self, secret_keys: Sequence[str]) -> None:
-        """`secret_keys` are ordered from oldest to newest: the newest signs, all verify."""
-        self._cookie, self._form = (
-            itsdangerous.Signer(
-                list(secret_keys),
-                salt=f"genhook.dashboard.{purpose}",
-                key_derivation="hmac",
-                digest_method=hashlib.sha256,
-            )
-            for purpose in ("cookie", "form")
-        )
-
-    def new_cookie(self, random_bytes: Callable[[int], bytes]) -> tuple[bytes, str]:
-        """Return a new id, and the cookie that holds it."""
-        id_ = random_bytes(ID_BYTES)
-        return id_, self._cookie.sign(base64.urlsafe_b64encode(id_)).decode()
-
-    def read_cookie(self, cookie: str) -> bytes | None:
-        """Return the id in a cookie; None unless genhook signed it."""
-        if len(cookie) > COOKIE_CHARACTERS_MAX or not cookie.isascii():
-            return None
-        try:
-            return base64.urlsafe_b64decode(self._cookie.unsign(cookie.encode()))
-        except (itsdangerous.BadSignature, binascii.Error):
-            return None
-
-    def token(self, id_: bytes) -> str:
-        """Return the token that every form on a page of this browser carries."""
-        return self._form.get_signature(base64.urlsafe_b64encode(id_)).decode()
-
-    def is_token(self, id_: bytes, token: str) -> bool:
-        """Whether a form came from a page of this browser."""
-        value = base64.urlsafe_b64encode(id_)
-        return token.isascii() and self._form.verify_signature(value, token.encode())
+async def identify(site: Site, request: Request) -> tuple[bytes, Key | None]:
+    """Return the id in the browser's cookie, empty without one, and the key that signed in."""
+    id_ = site.signatures.read_cookie(request.cookies.get(COOKIE, ""))
+    if not id_:
+        return b"", None
+    key_sha256 = await site.context.database.read(sign_ins.find_key, id_)
+    if key_sha256 is None:
+        return id_, None
+    return id_, await site.find_key(site.context, key_sha256)
 
 
-class WrongKeys:
-    """Counts wrong keys of the current minute, by the client's address and altogether.
+def ask_to_sign_in(visit: Visit) -> Response:
+    """Go to the page that signs in, and from there back: for a form, which is lost, to its page."""
+    if visit.is_live:
+        return visit.redirect()
+    if visit.request.method == "POST":
+        return visit.redirect_after(_HAS_ENDED, "/sign-in", next=_page_of_form(visit))
+    query = visit.request.scope["query_string"].decode("latin-1")
+    target = visit.place + (f"?{query}" if query else "")
+    return visit.redirect("/sign-in", next=target if _NEXT.fullmatch(target) else "")
 
-    A key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
-    """
 
-    def __init__(self) -> None:
-        self._limiter = Limiter(MINUTE)
+def _page_of_form(visit: Visit) -> str:
+    """Return the page from which a form was sent, or else the first page above its address."""
+    path = visit.place
+    above = [path[:at] for at in range(len(path), 0, -1) if path[at : at + 1] in ("", "/")]
+    _, is_ours, place = visit.request.headers.get("referer", "").rpartition(PATH)
+    pages = [place, *above] if is_ours else above
+    return next((each for each in pages if _NEXT.fullmatch(each)), "")
 
-    def count(self, address: str, now: int) -> bool:
-        """Count a wrong key; return False if this minute already had too many."""
-        # The total also bounds the use of invented addresses.
+
+async def show_sign_in(visit: Visit) -> Response:
+    """GET /dashboard/sign-in."""
+    if visit.key is not None:
+        return visit.redirect()
+    message = _ENDED if visit.done == _HAS_ENDED else ""
+    return _render(visit, visit.request.query_params.get("next", ""), message=message)
+
+
+def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> Response:
+    new_cookie = ""
+    if not visit.id_:
+        visit.id_, new_cookie = visit.site.signatures.new_cookie(visit.site.context.random_bytes)
+    values = {"next": next_ if _NEXT.fullmatch(next_) else "", "message": message}
+    response = visit.render("sign_in.html", status, **values)
+    if new_cookie:
+        _set_cookie(visit, response, new_cookie)
+    return response
+
+
+async def sign_in(visit: Visit) -> Response:
+    """POST /dashboard/sign-in: with a valid key, a new id in the cookie."""
+    form, site = await read_form(visit, FORM_BYTES_MAX), visit.site
+    next_ = form.get("next", "")
+    if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
+        return _render(visit, next_, 403, _STALE if visit.id_ else _NO_COOKIE)
+    secret = form.get("key", "").strip()
+    key_sha256 = keys.digest(secret)
+    is_key = secret.startswith(KEY_PREFIX)
+    key = await site.find_key(site.context, key_sha256) if is_key else None
+    if key is None:  # The limit counts wrong keys only: a valid key signs in at any time.
+        address = _address_of(visit.request)
         limits = {address: FAILURES_PER_MINUTE, None: FAILURES_PER_MINUTE_OF_ALL}
-        return self._limiter.admit(now, limits)
+        if site.wrong_keys.admit(visit.now, limits):
+            return _render(visit, next_, 401, _UNKNOWN)
+        response = _render(visit, next_, 429, _TOO_MANY)
+        response.headers["retry-after"] = str(-(-(MINUTE - visit.now % MINUTE) // SECOND))
+        return response
+    id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
+    await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)
+    _log.info("audit", act="dashboard.sign_in", id=key.id, key_id=key.id, tenant=key.tenant)
+    path, _, query = (next_ if _NEXT.fullmatch(next_) else "").partition("?")
+    response = visit.redirect(path)
+    if query:
+        response.headers["location"] += f"?{query}"
+    _set_cookie(visit, response, cookie)
+    return response
 
 
-def seconds_left(now: int) -> int:
-    """Return after how many seconds the minute ends in which wrong keys are counted."""
-    return -(-(MINUTE - now % MINUTE) // SECOND)
+async def sign_out(visit: Visit, _form: object) -> Response:
+    """POST /dashboard/sign-out: the sign-in ends, also for a copy of its cookie."""
+    assert visit.key is not None  # `_submit` looked.
+    await visit.site.context.database.write(sign_ins.end, visit.id_, tenant=visit.key.tenant)
+    response = visit.redirect("/sign-in")
+    _set_cookie(visit, response, "", seconds=0)
+    return response
+
+
+def _set_cookie(
+    visit: Visit, response: Response, cookie: str, seconds: int = sign_ins.LIFE_MS // SECOND
+) -> None:
+    """Set the cookie. Its default path (RFC 6265 section 5.1.4) is /dashboard, with any prefix."""
+    public_url = visit.site.context.settings.public_url or ""
+    forwarded = visit.request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
+    schemes = (public_url.partition(":")[0], forwarded, visit.request.scope.get("scheme", ""))
+    secure = "; Secure" if "https" in map(str.lower, schemes) else ""
+    line = f"{COOKIE}={cookie}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
+    response.headers.append("set-cookie", line)
+
+
+def _address_of(request: Request) -> str:
+    """Return the client's address: the peer, or the last of X-Forwarded-For from a proxy of ours.
+
+    Only a peer without a public address can be such a proxy. Others could send any address.
+    """
+    peer = request.client.host if request.client else ""
+    try:
+        if ipaddress.ip_address(peer).is_global:
+            return peer
+    except ValueError:
+        pass  # The peer of a Unix socket has no address.
+    forwarded = ",".join(request.headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
+    return forwarded[:ADDRESS_CHARACTERS_MAX] or peer

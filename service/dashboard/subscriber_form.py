@@ -37,14 +37,13 @@ async def show(visit: Visit) -> Response:
 async def run(visit: Visit, form: Form) -> Response:
     """POST /dashboard/subscribers/{id}/edit: fields that another reader changed stay."""
     subscriber = await visit.get(f"/v1/subscribers/{visit.id}")
-    texts = {name: _one_line_end(form.get(name, "")) for name in READERS}
+    texts = {name: _unify_line_ends(form.get(name, "")) for name in READERS}
     was = _read_was(form.get("was", ""))
     changes, errors = _read({n: text for n, text in texts.items() if text != was.get(n)}, texts)
     if changes and not errors:
         reply = await visit.send(_change(visit, changes))
-        if reply.status == 422 and reply.content.get("errors"):
-            errors = [(each["pointer"], each["message"]) for each in reply.content["errors"]]
-        elif not reply.is_success:
+        errors = reply.errors
+        if not errors and not reply.is_success:
             raise RefusedError(reply)
     if errors:
         return _render(visit, subscriber, texts, was, errors)
@@ -91,10 +90,10 @@ def _write(subscriber: Mapping[str, Any]) -> dict[str, str]:
         "ordered": "true" if subscriber["ordered"] else "false",
         "payload": subscriber["payload"],
     }
-    return {name: _one_line_end(text) for name, text in texts.items()}
+    return {name: _unify_line_ends(text) for name, text in texts.items()}
 
 
-def _one_line_end(text: str) -> str:
+def _unify_line_ends(text: str) -> str:
     """Return a text with newlines as line ends, as before a browser sent it."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

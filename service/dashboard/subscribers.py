@@ -4,12 +4,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.dashboard.calls import ApiCall
+from service.dashboard.calls import LIMIT_MAX, ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.event import EVENT_TYPES
 
-LIMIT = 250  # The largest page of the API.
 QUANTILES = ("p50", "p95", "p99")
 
 
@@ -24,7 +23,7 @@ async def read_all(visit: Visit) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     after: dict[str, str] = {}
     while True:
-        page = await visit.get("/v1/subscribers", limit=str(LIMIT), **after)
+        page = await visit.get("/v1/subscribers", limit=str(LIMIT_MAX), **after)
         rows += page["data"]
         if page["next"] is None:
             return rows

@@ -15,16 +15,17 @@ from service.context import Context, wait_for
 from service.dashboard import media
 from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
-from service.dashboard.sign_in import Signatures, WrongKeys
-from service.model.clock import SECOND, parse_rfc3339
+from service.dashboard.signatures import Signatures
+from service.model.clock import SECOND
 from service.model.key import Key, Scope
 from service.settings import Settings
+from service.telemetry.brake import Limiter
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
 # What our own links and open pages have in a query beside filters.
 _OWN_PARAMETERS = frozenset({"done", "at", "seen", "hosts"})
-NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, says nothing was done.
+NOTICE_MS = 10 * SECOND  # A page that is loaded later, as from a bookmark, shows no notice.
 # Between the tries of a form that was sent twice while its first request runs.
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.05, 3.2
 STORE_SECONDS = 10  # How long the first request may take beside its waits for upstream and work.
@@ -34,7 +35,7 @@ class Site(NamedTuple):
     """What all pages of a process share.
 
     find_key: returns the live key with a digest. read_body: returns a body of at most so many
-    bytes, HTTPException without it. assets: paths of files by name.
+    bytes, or raises HTTPException. assets: the names by content of the static files.
     """
 
     api: ASGIApp
@@ -42,7 +43,7 @@ class Site(NamedTuple):
     read_body: Callable[[Context, Request, int], Awaitable[bytes]]
     context: Context
     signatures: Signatures
-    wrong_keys: WrongKeys
+    wrong_keys: Limiter
     templates: jinja2.Environment
     assets: Mapping[str, str]
 
@@ -70,7 +71,7 @@ class Visit:
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
         self.now = site.context.clock()
-        self._origins: list[str] = []
+        self._origins: set[str] = set()
 
     @property
     def is_live(self) -> bool:
@@ -87,6 +88,11 @@ class Visit:
     def path(self) -> str:
         """The path of the page, which has no root path: `service.asgi` removes that."""
         return str(self.request.scope["path"])
+
+    @property
+    def place(self) -> str:
+        """The path of the page below /dashboard."""
+        return self.path.removeprefix(PATH)
 
     @property
     def token(self) -> str:
@@ -126,6 +132,10 @@ class Visit:
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
+    def link_here(self, **query: str | None) -> str:
+        """Return a link to this page with its filters, and with `query` in place of the same."""
+        return self.link(self.place, **(self.filters | query))
+
     def has_seen(self, state: str) -> bool:
         """Whether the request is of an open page that already shows this state."""
         return self.is_live and self.request.query_params.get("seen") == state
@@ -143,16 +153,7 @@ class Visit:
 
     def is_at(self, path: str) -> bool:
         """Whether this page is the one at a path, or below it in the menu."""
-        here = self.path.removeprefix(PATH)
-        return here == path or (bool(path) and here.startswith(f"{path}/"))
-
-    def since(self, start: str, at: str) -> float:
-        """Return the seconds between two times of the API."""
-        return (parse_rfc3339(at) - parse_rfc3339(start)) / SECOND
-
-    def without(self, fields: Mapping[str, str], name: str) -> dict[str, str]:
-        """Return fields without one of them."""
-        return {other: value for other, value in fields.items() if other != name}
+        return self.place == path or (bool(path) and self.place.startswith(f"{path}/"))
 
     def take_filters(self, names: tuple[str, ...]) -> None:
         """Take the page's filters from the query; RefusedError if one would be without effect."""
@@ -183,18 +184,17 @@ class Visit:
             reply = await self.send(ApiCall(path=path, query=query))
             if reply.is_success:
                 return reply.content
-            errors = reply.content.get("errors", ()) if reply.status == 400 else ()
-            names = [each["pointer"].removeprefix("?") for each in errors]
-            names = [fields.get(name, name) for name in names]
+            wrong = {pointer.removeprefix("?"): message for pointer, message in reply.errors}
+            wrong = {fields.get(name, name): message for name, message in wrong.items()}
             # A cursor has no field that could show it.
-            if not names or not {*names} <= {*self.filters} - {"after"}:
+            if not wrong or not {*wrong} <= {*self.filters} - {"after"}:
                 raise self.refusal(reply)
-            self.wrong = {n: each["message"] for n, each in zip(names, errors, strict=True)}
+            self.wrong = wrong
         return {"data": [], "next": None}
 
     def refusal(self, reply: Reply) -> RefusedError:
-        """Return the error that shows a problem; if the query is wrong, the page works without."""
-        return RefusedError(reply, self.path.removeprefix(PATH) if reply.status == 400 else "")
+        """Return the error that shows a problem, with a link to this page if the query is wrong."""
+        return RefusedError(reply, self.place if reply.status == 400 else "")
 
     async def get(self, path: str, /, **query: str) -> Any:
         """Return what the API answers; RefusedError if it refuses."""
@@ -210,10 +210,10 @@ class Visit:
         return await send(self.site.api, call, headers or {}, state)
 
     async def send_form(self, call: ApiCall, form: Form, once: str = "") -> Reply:
-        """Make the call of a form: what it creates or rotates, it does once, with one answer.
+        """Make the call of a form: two clicks create or rotate once, with one answer.
 
-        A browser shows the answer to the last of two clicks, so that waits while the first runs.
-        `once` takes the place of that in the form.
+        A browser shows the answer to the second click, so this waits while the call of the first
+        runs. `once` takes the place of the form's field `once`.
         """
         headers = once_headers({"once": once} if once else form)
         context = self.site.context
@@ -242,21 +242,22 @@ class Visit:
 
     def show_media(self, files: Iterable[media.Medium]) -> None:
         """Let the page load files from their hosts."""
-        self._origins += media.shown_origins(files)
+        self._origins |= {each.origin for each in files if each.can_be_embedded}
 
     def shows(self, medium: media.Medium) -> bool:
         """Whether the page embeds a file; otherwise it is only linked."""
-        return medium.kind != "file" and not medium.is_expired and medium.origin in self.origins
+        return medium.can_be_embedded and medium.origin in self.origins
 
     @property
     def origins(self) -> list[str]:
         """The origins that the page loads files from, at most HOSTS_MAX."""
-        return sorted(set(self._origins))[: media.HOSTS_MAX]
+        return sorted(self._origins)[: media.HOSTS_MAX]
 
     def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """Return a page; 400 in place of 200 if a filter is wrong."""
+        """Return a page; 400 in place of 200 if a filter is wrong. Its filters are `fields`."""
         status = 400 if self.wrong and status == 200 else status
-        html = self.site.templates.get_template(template).render(visit=self, **values)
+        page = self.site.templates.get_template(template)
+        html = page.render(visit=self, fields=self.filters, **values)
         headers = {
             "content-security-policy": policy(self.origins),
             "referrer-policy": "same-origin",
@@ -274,10 +275,9 @@ class Visit:
 
     def redirect(self, path: str = "", **query: str) -> Response:
         """Send the browser to another page; let an open page that asks for a part reload itself."""
-        location = self.link(path, **query)
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
-        return Response(status_code=303, headers={"location": location})
+        return Response(status_code=303, headers={"location": self.link(path, **query)})
 
 
 def _pauses(settings: Settings) -> Iterator[float]:

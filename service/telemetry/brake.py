@@ -1,4 +1,4 @@
-"""Limits for what strangers can cause: so much in a second, or in another period."""
+"""Limits how much strangers can cause in a second, or in another period."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from service.model.clock import SECOND
 
 
 class Limiter:
-    """Counts in each period, by key.
+    """Admits so many calls with the same key in each period.
 
-    What it refuses is not counted. So its memory is bounded where all calls of a period have one of
-    their keys in common, whose limit bounds the others.
+    What it refuses is not counted. So its memory is bounded if all calls have one key in common:
+    the limit of that key also bounds how many other keys are counted.
     """
 
     def __init__(self, period_ms: int = SECOND) -> None:

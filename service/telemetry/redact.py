@@ -5,7 +5,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -46,7 +46,7 @@ _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
 _HIDDEN_HEADER = re.compile(
-    rb"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
+    r"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
 )
 
 
@@ -54,6 +54,7 @@ class Redactor:
     """Cuts these secrets, also encoded ones, and texts that look like keys or tokens of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
+        """`public_url` is GENHOOK_PUBLIC_URL, with which callback URLs start."""
         self._secrets = tuple(filter(None, secrets))
         forms = {form for secret in self._secrets for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
@@ -86,16 +87,14 @@ class Redactor:
 
     def header(self, name: str, value: str) -> str:
         """Return a header's value without secrets; REDACTED if the name is that of a secret."""
-        return REDACTED if _HIDDEN_HEADER.search(name.encode()) else self.text(value)
+        return REDACTED if _HIDDEN_HEADER.search(name) else self.text(value)
 
     def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Return the lines of headers without secrets, as `header` cuts them."""
         return [(name, self._cut_value(name, value)) for name, value in lines]
 
     def _cut_value(self, name: bytes, value: bytes) -> bytes:
-        if _HIDDEN_HEADER.search(name):
-            return REDACTED.encode()
-        return self.text(value.decode("latin-1")).encode("latin-1")
+        return self.header(name.decode("latin-1"), value.decode("latin-1")).encode("latin-1")
 
     def lines(self, lines: Sequence[str]) -> Sequence[str]:
         """Return log lines without secrets. Few have one, so all are searched at once first."""
@@ -127,7 +126,7 @@ class Redactor:
 
     def excerpt(self, text: str, characters: int) -> str:
         """Return the beginning of a text without secrets; the text may end within a secret."""
-        return self._string(self.without_cut_end(text))[:characters]
+        return self._cut_string(self.without_cut_end(text))[:characters]
 
     def without_cut_end(self, text: str) -> str:
         """Return a text without the beginning of a secret within which it was cut."""
@@ -141,10 +140,10 @@ class Redactor:
         return text
 
     def json(self, value: Any) -> Any:
-        """Return decoded JSON without secrets, callback URLs and values of secret keys.
+        """Return decoded JSON without secrets, callback URLs and values under secret names.
 
-        Texts that only look like an API key stay: prompts and file names may. If nothing has to be
-        cut, the result is `value` itself.
+        Texts that only look like an API key stay: prompts and file names may look so. If nothing
+        has to be cut, the result is `value` itself.
         """
         return value if self._is_clean(value) else self._cut(value, DEPTH_MAX)
 
@@ -172,7 +171,7 @@ class Redactor:
 
     def _cut(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return self._string(value)
+            return self._cut_string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
             return value
         if depth == 0:
@@ -180,11 +179,11 @@ class Redactor:
         if isinstance(value, list):
             return [self._cut(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if is_hidden(key, child) else self._cut(child, depth - 1)
-            for key, child in value.items()
+            self._cut_string(n): REDACTED if is_hidden(n, child) else self._cut(child, depth - 1)
+            for n, child in value.items()
         }
 
-    def _string(self, text: str) -> str:
+    def _cut_string(self, text: str) -> str:
         if len(text) < self._harmless_length:
             return text
         text = self._without_secrets(text)
@@ -282,20 +281,3 @@ def _forms(secret: str) -> Iterator[str]:
         piece = encoded[-(-before * 8 // 6) : -1]
         if len(piece) >= _BASE64_CHARACTERS_MIN:
             yield from (piece, piece.replace("+", "-").replace("/", "_"))
-
-
-class Secrets(Protocol):
-    """The settings that a redactor needs."""
-
-    @property
-    def secrets(self) -> Iterable[str]:
-        """Every secret in the settings."""
-
-    @property
-    def public_url(self) -> str | None:
-        """GENHOOK_PUBLIC_URL, with which callback URLs start."""
-
-
-def make_redactor(settings: Secrets) -> Redactor:
-    """Make a redactor of the real secrets, for logs, rows and answers alike."""
-    return Redactor(settings.secrets, settings.public_url)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.api import asgi
 from service.dashboard import forms
-from service.dashboard.entry import FORM_BYTES_MAX
+from service.dashboard.sign_in import FORM_BYTES_MAX
 from tests.dashboard.browser import Browser, text_of
 from tests.harness import Harness, opened
 

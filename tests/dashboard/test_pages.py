@@ -311,7 +311,7 @@ async def test_a_fault_of_ours_is_a_page_with_words_and_a_line_in_the_log(
     async def fail(_visit: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("service.dashboard.entry.show_sign_in", fail)
+    monkeypatch.setattr("service.dashboard.sign_in.show_sign_in", fail)
     await world.restart()
     answer = await Browser(world).get("/sign-in")
     assert answer.status_code == 500

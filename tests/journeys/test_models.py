@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.dashboard.models import MODELS_MAX
+from service.dashboard.calls import LIMIT_MAX
 from tests.harness import Harness, opened
 
 KINDS = {"imagen-4": "image", "kling-3": "video", "suno": "audio", "bg-remover": "tool"}
@@ -44,7 +44,7 @@ async def test_pages_of_models_together_are_the_whole_list(
     tmp_path: Path, query: dict[str, str]
 ) -> None:
     async with opened(tmp_path) as world:
-        [every] = await pages(world, MODELS_MAX, **query)  # As the pages for people ask for it.
+        [every] = await pages(world, LIMIT_MAX, **query)  # As the pages for people ask for it.
         for limit in (1, 4, len(every) - 1, len(every)):
             ids = await pages(world, limit, **query)
             assert [id_ for page in ids for id_ in page] == every
