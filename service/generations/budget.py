@@ -160,12 +160,6 @@ def pause_max_ms(context: Context) -> int:
     return min(PAUSE_MAX_MS, max(deadline_ms // PAUSE_SHARE_OF_DEADLINE, SECOND))
 
 
-def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
-    """Return the pause that a Retry-After asks for, bounded; None if it asks for none."""
-    asked_ms = retry.parse_retry_after(value, now)
-    return None if asked_ms is None else min(asked_ms, pause_max_ms(context))
-
-
 async def store_pause(tx: Transaction, context: Context, pause_ms: int) -> None:
     """Store a pause for other processes and restarts."""
     latest = tx.now + pause_max_ms(context) + AHEAD_MS
@@ -179,8 +173,8 @@ def pause_after(context: Context, budget: Budget, generation_id: str, answer: wi
 
 
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:
-    """Return the delay that an answer asks for; THROTTLED_MS for a 429 without one."""
-    asked_ms = asked_pause_ms(context, answer.retry_after, now)
+    """Return the delay that an answer asks for, bounded; THROTTLED_MS for a 429 without one."""
+    asked_ms = retry.parse_retry_after(answer.retry_after, now)
     if answer.throttled_by is not None:
         asked_ms = THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
     return min(asked_ms or 0, pause_max_ms(context))

@@ -42,13 +42,6 @@ class Turns(msgspec.Struct):
     confirmed: str = ""
     polled: str = ""
 
-    def note_started(self, tenant: str, *, is_confirmation: bool) -> None:
-        """Give the turn to the tenants behind this one, of which a poll was started."""
-        if is_confirmation:
-            self.confirmed = tenant
-        else:
-            self.polled = tenant
-
 
 class Poller:
     """The polls under way in this process, and the budget that they share.
@@ -152,8 +145,10 @@ class Poller:
                 continue  # Another process has its shard since it was read.
             if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
-                is_confirmation = generation.id in confirmation_ids
-                self._turns.note_started(generation.tenant, is_confirmation=is_confirmation)
+                if generation.id in confirmation_ids:
+                    self._turns.confirmed = generation.tenant
+                else:
+                    self._turns.polled = generation.tenant
                 started += 1
         return started
 

@@ -14,11 +14,24 @@ from service.store import generations
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
+from service.upstream.callback_url import callback_url
 
 _log = log.get()
 
+UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submitted = tuple[Generation, int | None]
+
+
+def request_of(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of the request that submits a generation."""
+    model = context.catalogue.get(generation.model)
+    url = None
+    if model is None or model.callbacks:
+        url = callback_url(context.tokens, context.settings.public_url, generation)
+    fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
+    body = generation.input | {name: value for name, value in fields.items() if value is not None}
+    return model.path if model else UNKNOWN_MODEL_PATH, body
 
 
 async def send(

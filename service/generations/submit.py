@@ -14,8 +14,7 @@ from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch
 from service.generations.places import Places, Unplaced
-from service.generations.request import request_of
-from service.generations.send import Submitted, send
+from service.generations.send import Submitted, request_of, send
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageError
