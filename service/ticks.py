@@ -179,18 +179,18 @@ class Ticks:
         self._shards.clear()
         return self._begin_turn()
 
-    async def drive(self, seconds: float, shard: int) -> None:
-        """Do the due work of a shard; return after its turn, after `seconds`, or at a stop.
+    async def drive(self, shard: int) -> None:
+        """Do the due work of a shard; return after its turn, when its time is up, or at a stop.
 
         Requests that come during a turn share the next one. Nothing is raised.
         """
-        if self._right.stopping.is_set():
+        if not self._drive_seconds or self._right.stopping.is_set():
             return
-        self._drive_ends_at = asyncio.get_running_loop().time() + seconds
+        self._drive_ends_at = asyncio.get_running_loop().time() + self._drive_seconds
         self._may_go_on = True
         turn_ended = self._turn_ended
         self._request({shard})
-        await wait_for(turn_ended, seconds)
+        await wait_for(turn_ended, self._drive_seconds)
 
     def _request(self, shards: Collection[int]) -> None:
         """Have a turn follow that works on these shards, by a tick or the drive under way."""

@@ -226,10 +226,9 @@ class Worker:
 
     async def drive(self, generation_id: str) -> None:
         """With GENHOOK_WORKER=off, do the work that the request of a generation made due."""
-        settings = self.context.settings
         may_work = self.ownership.refusal is None  # Else another process was notified.
-        if settings.worker == "off" and self.is_off and may_work:
-            await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
+        if self.is_off and may_work:
+            await self.ticks.drive(shard_of(generation_id))
 
 
 async def wait_for_all(
