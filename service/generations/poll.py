@@ -10,7 +10,6 @@ import msgspec
 
 from service.context import Context
 from service.generations import answers, budget, deadlines, hints, ingest, judge
-from service.generations.answers import Answers
 from service.generations.budget import Budget
 from service.generations.ingest import Reply
 from service.generations.places import PathPlaces, full_models
@@ -64,7 +63,7 @@ class Poller:
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()
-        self.answers = Answers(context, self.sightings)
+        self.record_answers = partial(answers.record, context=context, sightings=self.sightings)
         self._is_storing = True  # Else an answer was not stored, and no commit went well since.
 
     async def take_over(self, now: int) -> None:
@@ -312,7 +311,7 @@ class Poller:
         if is_due and not context.database.holds(generation.id):
             return  # This process was frozen or lost the shard: the one that has it now polls.
         reply = await judge.judge(context, self.sightings, generation, reply)
-        write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
+        write = partial(context.database.write_batched, self.record_answers, tenant=tenant)
         if follows:
             await write(reply)
             self.stuck.forget(generation.id)
