@@ -47,8 +47,8 @@ class Ticks:
     def __init__(self, right: Right) -> None:
         self._right = right
         self.is_ticking = False
-        # Submissions that are left of those before the first of the ticks that repeat each other,
-        # and when the last of these said `more`.
+        # Of ticks that repeat each other: the submissions left of those before the first one, and
+        # when the last one said `more`.
         self._awaited: set[str] = set()
         self._said_more_at = -math.inf
         self._driving: asyncio.Task[None] | None = None

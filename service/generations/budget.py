@@ -15,7 +15,7 @@ from service.upstream.catalogue import STATUS_PATH, Model
 THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
-AHEAD_MS = MINUTE  # That a clock may have been ahead when a time was noted.
+AHEAD_MS = MINUTE  # How far a clock may have been ahead when a time was noted.
 PROBE_MS = MINUTE  # While everything is paused, one request of each kind a minute goes through.
 Kind = Literal["poll", "submission"]
 
@@ -41,7 +41,7 @@ class Budget:
         self._paused_until = 0
         self._probe_at: dict[Kind, int] = {"poll": 0, "submission": 0}
         self.is_shared = False  # Whether each poll is taken from a row that all processes share.
-        self._throttled_id: str | None = None  # The last one throttled by a body alone.
+        self._throttled_id: str | None = None  # The last generation throttled by a body alone.
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""

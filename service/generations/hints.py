@@ -68,7 +68,8 @@ async def _ask_again_at(
     if generation.is_terminal or not is_first:
         return None
     # The task still runs: the next poll is no later than without callbacks.
-    return schedule.next_poll_without_callback(context, generation, tx.now)
+    polls = generation.poll_count
+    return schedule.next_poll_without_callback(context, generation, polls, tx.now)
 
 
 async def _repeat_at(

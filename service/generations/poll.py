@@ -1,7 +1,7 @@
 """Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
-from collections.abc import Awaitable, Container, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from urllib.parse import quote
@@ -32,16 +32,6 @@ IN_FLIGHT_MAX = 64  # The client has as many connections.
 COMMITS_MS = 10 * SECOND
 
 
-class Turns(msgspec.Struct):
-    """The tenants whose confirmation and whose planned poll started last: the next tenant follows.
-
-    No tenant waits longer than a turn of all tenants, however many polls another has.
-    """
-
-    confirmed: str = ""
-    polled: str = ""
-
-
 class Poller:
     """The polls under way in this process, and the budget that they share.
 
@@ -61,7 +51,9 @@ class Poller:
         self.retry_at: int | None = None  # When to poll again what could not be stored.
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self._hints_first = True
-        self._turns = Turns()
+        # The tenants of the last poll of each kind: the next tenant follows. So none waits longer
+        # than a turn of all tenants, however many polls another has.
+        self._last_tenants = {"confirm": "", "poll": ""}
         self.sightings = Sightings()
         self.record_answers = partial(answers.record, context=context, sightings=self.sightings)
         self._is_storing = True  # Else an answer was not stored, and no commit went well since.
@@ -89,7 +81,7 @@ class Poller:
             return 0, self.budget.next_at(now) if room > 0 else None
         choice = self._choose(free, now)
         confirmations, polls, sharers, next_at, paused_until = await self.context.database.read(
-            _read_due, choice, self._turns
+            _read_due, choice, self._last_tenants
         )
         self.stuck.put_all(choice.unreadable, now)
         if self.budget.note(paused_until, now):  # Another process was asked, or a submission.
@@ -144,10 +136,8 @@ class Poller:
                 continue  # Another process has its shard since it was read.
             if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
-                if generation.id in confirmation_ids:
-                    self._turns.confirmed = generation.tenant
-                else:
-                    self._turns.polled = generation.tenant
+                kind = "confirm" if generation.id in confirmation_ids else "poll"
+                self._last_tenants[kind] = generation.tenant
                 started += 1
         return started
 
@@ -327,17 +317,17 @@ class Poller:
 
 
 async def _read_due(
-    tx: Transaction, choice: generations.Choice, turns: Turns
+    tx: Transaction, choice: generations.Choice, after: Mapping[str, str]
 ) -> tuple[list[Generation], list[Generation], list[Generation], int | None, int]:
     """Read due confirmations and polls, those that share tasks, the next due time and the pause.
 
     They are read in one snapshot: two could miss a row.
     """
-    confirmations = await generations.list_due(tx, "confirm", choice, turns.confirmed)
+    confirmations = await generations.list_due(tx, "confirm", choice, after["confirm"])
     # A generation that is due as both must not hide another's poll.
     without = [*choice.without, *(generation.id for generation in confirmations)]
     choice = msgspec.structs.replace(choice, without=without)
-    polls = await generations.list_due(tx, "poll", choice, turns.polled)
+    polls = await generations.list_due(tx, "poll", choice, after["poll"])
     sharers = await generations.list_sharers(tx, choice) if choice.shared else []
     next_at = await generations.next_due(tx, "poll")
     return confirmations, polls, sharers, next_at, await generations.get_pause(tx)
