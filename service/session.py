@@ -88,7 +88,7 @@ class Session:
             (self.dispatcher.run_due, attempts_due),
         )
         self.tick_steps = tuple(step for step, _ in self.steps)
-        self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])
+        self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])  # Submit, poll, attempt.
         self.loops: Steps = (*self.steps, (self.watch, asyncio.Event()))
 
     def resume(self, *, is_in_turn: bool) -> None:

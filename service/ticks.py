@@ -77,11 +77,10 @@ class Ticks:
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.
 
-        Then wait for the submissions that were under way before, and work once more. Theirs may be
-        answers that could not be stored, which nothing retries while a platform has frozen the
-        process. The right to work is not held meanwhile. A busy process always has some under way:
-        where the time is up, `more` is for those before the first of the ticks that repeat each
-        other.
+        Then wait for the submissions that were under way before, and work once more: their answers
+        may be unstored, and nothing stores them while a platform has frozen the process. The right
+        to work is not held meanwhile. A busy process always has some under way: where the time is
+        up, `more` is for those before the first of the ticks that repeat each other.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + seconds

@@ -84,8 +84,8 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         batch.ingest(id_, _update("deadline_exceeded", reason))
         # Upstream may have a task, even one whose id only a callback will name.
         if not is_waiting:
-            ended_at, jitter = generation.deadline_at, context.jitter()
-            due_at = schedule.poll_after_deadline(ended_at, 0, tx.now, jitter)
+            deadline_at, jitter = generation.deadline_at, context.jitter()
+            due_at = schedule.poll_after_deadline(deadline_at, 0, tx.now, jitter)
             batch.change(id_, next_poll_at=due_at)
     await batch.write()
 

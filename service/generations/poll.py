@@ -50,7 +50,7 @@ class Poller:
         self._shared = SharedPolls()
         self.retry_at: int | None = None  # When to poll again what could not be stored.
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
-        self._hints_first = True
+        self._confirmations_first = True  # Whether confirmations get the next odd token.
         # The tenants of the last poll of each kind: the next tenant follows. So none waits longer
         # than a turn of all tenants, however many polls another has.
         self._last_tenants = {"confirm": "", "poll": ""}
@@ -94,6 +94,7 @@ class Poller:
         started = self._start_due(chosen, allowed, {generation.id for generation in confirmations})
         for sharer in sharers:
             self._follow(sharer)
+        # Where all follow polls under way, nothing was reserved, and nothing is spent.
         is_spent = started == (allowed if missing else free)
         self._unused_until = 0 if is_spent else now + MINUTE
         if is_spent:
@@ -150,8 +151,8 @@ class Poller:
         polls = [generation for generation in polls if generation.id not in self.in_flight]
         share = free
         if due and polls:
-            share = free // 2 + (free % 2 if self._hints_first else 0)
-            self._hints_first = not self._hints_first if free % 2 else self._hints_first
+            share = (free + self._confirmations_first) // 2
+            self._confirmations_first ^= free % 2 == 1
         return [*due[:share], *polls, *due[share:]]
 
     async def expire_due(self, now: int) -> int | None:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.generations import budget, ingest, judge, schedule
+from service.generations.budget import Budget
 from service.generations.ingest import Batch, Reply
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -35,11 +36,11 @@ def request_of(context: Context, generation: Generation) -> tuple[str, dict[str,
 
 
 async def send(
-    context: Context, shared: budget.Budget, generation: Generation, path: str, body: dict[str, Any]
+    context: Context, budget_: Budget, generation: Generation, path: str, body: dict[str, Any]
 ) -> Submitted:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
-    pause_ms = budget.pause_after(context, shared, generation.id, reply.answer)
+    pause_ms = budget.pause_after(context, budget_, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
         after = await _store(context, generation, reply)

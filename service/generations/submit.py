@@ -311,11 +311,8 @@ async def _read_due(
     due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
         return [], due_at, 0
-    return (
-        await generations.list_due(tx, "submit", choice, after),
-        due_at,
-        await generations.get_pause(tx),
-    )
+    due = await generations.list_due(tx, "submit", choice, after)
+    return due, due_at, await generations.get_pause(tx)
 
 
 async def _next_due(
