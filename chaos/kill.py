@@ -52,7 +52,7 @@ POINTS = (
     Point("ingest.store_hints", 4, trust="confirm"),
     Point("proofs.write_proofs", 4, trust="body"),
     Point("callbacks.reject", forged_share=1.0),
-    Point("answers.Answers.record", 4, trust="confirm"),
+    Point("answers.record", 4, trust="confirm"),
     Point("answers.plan_after_submission", trust="confirm", creates=SLOW),
     Point("generations.confirm_submissions"),
     Point("deadlines.expire", creates=LOST),

@@ -51,8 +51,9 @@ class Right:
 
     def new_session(self) -> Session:
         """Return a session that is not open."""
-        requests = (self.submitter, self.poller)
-        return Session(self.context, self.ownership, self.sender, *requests, self._sweep)
+        return Session(
+            self.context, self.ownership, self.sender, self.submitter, self.poller, self._sweep
+        )
 
     @asynccontextmanager
     async def hold(
@@ -186,7 +187,7 @@ class Right:
             await self.finish()
             await wait_for(self.stopping, self.session.debt_seconds())
         except asyncio.CancelledError:
-            # By who has the lock, and goes on in the session; or by a stop: then it ends now.
+            # Cancelled by the next one, which has the lock and goes on; or by a stop: it ends now.
             if self._lock.locked():
                 raise
         except Exception:  # noqa: BLE001  the rows are still due, and another process may work

@@ -75,7 +75,7 @@ class Session:
         self._lost = NONE  # Those lost since; they may have come back.
         self._requests = submitter.in_flight, poller.in_flight
         self._budget = poller.budget
-        self._processes_alternate = False  # Each then works for a short time.
+        self._is_in_turn = False  # Whether processes take turns, each for a short time.
         self._subscribers_revision = -1  # Before any: the first read takes all as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -88,7 +88,7 @@ class Session:
             (self.dispatcher.run_due, attempts_due),
         )
         self.tick_steps = tuple(step for step, _ in self.steps)
-        self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])
+        self.drive_steps = (*self.tick_steps[:2], self.tick_steps[-1])  # Submit, poll, attempt.
         self.loops: Steps = (*self.steps, (self.watch, asyncio.Event()))
 
     def resume(self, *, is_in_turn: bool) -> None:
@@ -98,7 +98,7 @@ class Session:
         lanes it takes seconds. Also if a tick's session goes on: meanwhile it received nothing.
         """
         self._next_look_at = None
-        self._processes_alternate = is_in_turn
+        self._is_in_turn = is_in_turn
         self.ownership.busy, self.ownership.on_lost = self._busy, self._forget
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
@@ -146,9 +146,9 @@ class Session:
         lost, self._lost = self._lost, NONE
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
-            self._budget.is_shared = self._processes_alternate and share < 1
+            self._budget.is_shared = self._is_in_turn and share < 1
             # A process in turn has few shards and little time: it asks a stored rate for each poll.
-            share = 1.0 if self._processes_alternate else share
+            share = 1.0 if self._is_in_turn else share
             self._budget.take_share(share, self.context.clock())
         return bool(self._shards - (before - lost))
 
@@ -160,7 +160,7 @@ class Session:
 
     def debt_seconds(self) -> float:
         """Return for how long to keep the right to work, so that all turns keep the poll rate."""
-        return self._budget.debt_seconds(self.context.clock()) if self._processes_alternate else 0.0
+        return self._budget.debt_seconds(self.context.clock()) if self._is_in_turn else 0.0
 
     def _busy(self) -> set[int]:
         """Return the shards with attempts, submissions or polls under way."""

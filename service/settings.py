@@ -20,6 +20,7 @@ DISTINCT_CHARACTERS_MIN = 8  # A random key of 32 hexadecimal digits has more.
 _BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
+POSTGRES = ("postgresql://", "postgres://")
 
 
 def _require(condition: bool, rule: str) -> None:  # noqa: FBT001  it reads like `assert`
@@ -81,17 +82,13 @@ def _choice(value: str, *words: str) -> str:
 
 def _database_path(value: str) -> str:
     if value.startswith(POSTGRES):
-        return _postgres_url(value)
+        split_hosts(_text(value))  # ValueError for a wrong URL.
+        return value
     path = value.removeprefix("sqlite:///")
     rule = "must look like sqlite:///genhook.db or postgresql://genhook@db.internal/genhook"
     _require(path not in (value, ""), rule)
     _require(path != ":memory:", "must be a file: a database in memory ends with the process")
     return _text(path)
-
-
-def _postgres_url(value: str) -> str:
-    split_hosts(_text(value))  # ValueError for a wrong URL.
-    return value
 
 
 def _passwords(url: str) -> list[str]:
@@ -158,9 +155,6 @@ def _networks(value: str) -> tuple[Network, ...]:
         is_quotable = len(value) <= _QUOTED_CHARACTERS_MAX and value.isprintable()
         detail = f": {error}" if is_quotable else ""
         raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
-
-
-POSTGRES = ("postgresql://", "postgres://")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,8 +47,8 @@ class Ticks:
     def __init__(self, right: Right) -> None:
         self._right = right
         self.is_ticking = False
-        # Submissions that are left of those before the first of the ticks that repeat each other,
-        # and when the last of these said `more`.
+        # Of ticks that repeat each other: the submissions left of those before the first one, and
+        # when the last one said `more`.
         self._awaited: set[str] = set()
         self._said_more_at = -math.inf
         self._driving: asyncio.Task[None] | None = None
@@ -77,11 +77,10 @@ class Ticks:
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.
 
-        Then wait for the submissions that were under way before, and work once more. Theirs may be
-        answers that could not be stored, which nothing retries while a platform has frozen the
-        process. The right to work is not held meanwhile. A busy process always has some under way:
-        where the time is up, `more` is for those before the first of the ticks that repeat each
-        other.
+        Then wait for the submissions that were under way before, and work once more: their answers
+        may be unstored, and nothing stores them while a platform has frozen the process. The right
+        to work is not held meanwhile. A busy process always has some under way: where the time is
+        up, `more` is for those before the first of the ticks that repeat each other.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + seconds
@@ -179,18 +178,18 @@ class Ticks:
         self._shards.clear()
         return self._begin_turn()
 
-    async def drive(self, seconds: float, shard: int) -> None:
-        """Do the due work of a shard; return after its turn, after `seconds`, or at a stop.
+    async def drive(self, shard: int) -> None:
+        """Do the due work of a shard; return after its turn, when its time is up, or at a stop.
 
         Requests that come during a turn share the next one. Nothing is raised.
         """
-        if self._right.stopping.is_set():
+        if not self._drive_seconds or self._right.stopping.is_set():
             return
-        self._drive_ends_at = asyncio.get_running_loop().time() + seconds
+        self._drive_ends_at = asyncio.get_running_loop().time() + self._drive_seconds
         self._may_go_on = True
         turn_ended = self._turn_ended
         self._request({shard})
-        await wait_for(turn_ended, seconds)
+        await wait_for(turn_ended, self._drive_seconds)
 
     def _request(self, shards: Collection[int]) -> None:
         """Have a turn follow that works on these shards, by a tick or the drive under way."""

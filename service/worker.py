@@ -47,8 +47,7 @@ class Worker:
         self._trying_since: float | None = None
         self._failure: str | None = None
         self.stopping = asyncio.Event()
-        requests = (self.submitter, self.poller)
-        self.right = Right(context, ownership, sender, *requests, self.stopping)
+        self.right = Right(context, ownership, sender, self.submitter, self.poller, self.stopping)
         self.ticks = Ticks(self.right)
 
     @property
@@ -226,10 +225,9 @@ class Worker:
 
     async def drive(self, generation_id: str) -> None:
         """With GENHOOK_WORKER=off, do the work that the request of a generation made due."""
-        settings = self.context.settings
-        may_work = self.ownership.refusal is None  # Else another process was notified.
-        if settings.worker == "off" and self.is_off and may_work:
-            await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
+        may_work = self.ownership.refusal is None  # Else one that may was notified.
+        if self.is_off and may_work:
+            await self.ticks.drive(shard_of(generation_id))
 
 
 async def wait_for_all(

@@ -18,58 +18,54 @@ from service.upstream import wire
 POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
 
 
-class Answers:
-    """Records answers to polls, several in one unit; `sightings` counts the earlier answers."""
+async def record(
+    tx: Transaction, replies: Sequence[Reply], *, context: Context, sightings: Sightings
+) -> list[None]:
+    """Record answered polls: the exchanges, the reports, and when the next polls are due."""
+    by_id = {reply.exchange.generation_id: reply for reply in replies}
+    has_end = any(reply.update and reply.update.is_end for reply in replies)
+    read = generations.lock_with_sharers if has_end else generations.lock_many
+    batch = Batch(tx, context, await read(tx, by_id))
+    await tasks.lock_tasks(tx, _new_task_ids(batch, by_id))
+    exchanges: list[generations.Exchange] = []
+    for id_ in filter(batch.generations.__contains__, [*by_id]):
+        by_id[id_] = reply = await judge.judge_recorded(tx, context, batch, by_id[id_])
+        exchanges.append(replace(reply.exchange, number=_apply(context, sightings, batch, reply)))
+    await generations.record_exchanges(tx, exchanges)
+    judge.share_outcomes(batch, {id_: reply.update for id_, reply in by_id.items()})
+    await batch.write()
+    await hints.use_hints(tx, context, batch, by_id)
+    if pause_ms := max(reply.pause_ms for reply in replies):
+        await budget.store_pause(tx, context, pause_ms)
+    return [None] * len(replies)
 
-    def __init__(self, context: Context, sightings: Sightings) -> None:
-        self.context = context
-        self.sightings = sightings
 
-    async def record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
-        """Record answered polls: the exchanges, the reports, and when the next polls are due."""
-        by_id = {reply.exchange.generation_id: reply for reply in replies}
-        has_end = any(reply.update and reply.update.is_end for reply in replies)
-        read = generations.lock_with_sharers if has_end else generations.lock_many
-        batch = Batch(tx, self.context, await read(tx, by_id))
-        await tasks.lock_tasks(tx, _new_task_ids(batch, by_id))
-        exchanges: list[generations.Exchange] = []
-        for id_ in filter(batch.generations.__contains__, [*by_id]):
-            by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
-            exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
-        await generations.record_exchanges(tx, exchanges)
-        judge.share_outcomes(batch, {id_: reply.update for id_, reply in by_id.items()})
-        await batch.write()
-        await hints.use_hints(tx, self.context, batch, by_id)
-        if pause_ms := max(reply.pause_ms for reply in replies):
-            await budget.store_pause(tx, self.context, pause_ms)
-        return [None] * len(replies)
-
-    def _apply(self, batch: Batch, reply: Reply) -> int:
-        """Change the generation by the answer; return its number of polls."""
-        id_, asked_at = reply.exchange.generation_id, reply.exchange.at
-        before = batch.generations[id_]
-        if reply.update is not None:
-            batch.ingest(id_, reply.update)
-        generation = batch.generations[id_]
-        in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
-        generation = batch.change(
-            id_,
-            # An answer or a callback named the task: upstream has it, whatever this answer says.
-            **ingest.submission_changes(generation, "taken"),
-            task_id=generation.task_id or (reply.task_id if reply.update else None),
-            poll_count=generation.poll_count + 1,
-            last_poll_at=asked_at,
-            trouble_count=generation.trouble_count + 1 if in_trouble else 0,
-        )
-        if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
-            generation = batch.ingest(id_, end)
-        if not generation.is_final:
-            planned = _next_poll(self.context, before, generation, reply, batch.now)
-            if judge.awaits_files(reply.answer) and generation.status != "timed_out":
-                due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
-                planned = {"next_poll_at": min(due_at, generation.deadline_at)}
-            batch.change(id_, **planned)
-        return generation.poll_count
+def _apply(context: Context, sightings: Sightings, batch: Batch, reply: Reply) -> int:
+    """Change the generation by the answer; return its number of polls."""
+    id_, asked_at = reply.exchange.generation_id, reply.exchange.at
+    before = batch.generations[id_]
+    if reply.update is not None:
+        batch.ingest(id_, reply.update)
+    generation = batch.generations[id_]
+    in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
+    generation = batch.change(
+        id_,
+        # An answer or a callback named the task: upstream has it, whatever this answer says.
+        **ingest.submission_changes(generation, "taken"),
+        task_id=generation.task_id or (reply.task_id if reply.update else None),
+        poll_count=generation.poll_count + 1,
+        last_poll_at=asked_at,
+        trouble_count=generation.trouble_count + 1 if in_trouble else 0,
+    )
+    if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
+        generation = batch.ingest(id_, end)
+    if not generation.is_final:
+        planned = _next_poll(context, before, generation, reply, batch.now)
+        if judge.awaits_files(reply.answer) and generation.status != "timed_out":
+            due_at = sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
+            planned = {"next_poll_at": min(due_at, generation.deadline_at)}
+        batch.change(id_, **planned)
+    return generation.poll_count
 
 
 def _new_task_ids(batch: Batch, replies: Mapping[str, Reply]) -> list[str]:

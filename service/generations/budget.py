@@ -15,7 +15,7 @@ from service.upstream.catalogue import STATUS_PATH, Model
 THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
-AHEAD_MS = MINUTE  # That a clock may have been ahead when a time was noted.
+AHEAD_MS = MINUTE  # How far a clock may have been ahead when a time was noted.
 PROBE_MS = MINUTE  # While everything is paused, one request of each kind a minute goes through.
 Kind = Literal["poll", "submission"]
 
@@ -41,7 +41,7 @@ class Budget:
         self._paused_until = 0
         self._probe_at: dict[Kind, int] = {"poll": 0, "submission": 0}
         self.is_shared = False  # Whether each poll is taken from a row that all processes share.
-        self._throttled_id: str | None = None  # The last one throttled by a body alone.
+        self._throttled_id: str | None = None  # The last generation throttled by a body alone.
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
@@ -160,12 +160,6 @@ def pause_max_ms(context: Context) -> int:
     return min(PAUSE_MAX_MS, max(deadline_ms // PAUSE_SHARE_OF_DEADLINE, SECOND))
 
 
-def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
-    """Return the pause that a Retry-After asks for, bounded; None if it asks for none."""
-    asked_ms = retry.parse_retry_after(value, now)
-    return None if asked_ms is None else min(asked_ms, pause_max_ms(context))
-
-
 async def store_pause(tx: Transaction, context: Context, pause_ms: int) -> None:
     """Store a pause for other processes and restarts."""
     latest = tx.now + pause_max_ms(context) + AHEAD_MS
@@ -179,8 +173,8 @@ def pause_after(context: Context, budget: Budget, generation_id: str, answer: wi
 
 
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:
-    """Return the delay that an answer asks for; THROTTLED_MS for a 429 without one."""
-    asked_ms = asked_pause_ms(context, answer.retry_after, now)
+    """Return the delay that an answer asks for, bounded; THROTTLED_MS for a 429 without one."""
+    asked_ms = retry.parse_retry_after(answer.retry_after, now)
     if answer.throttled_by is not None:
         asked_ms = THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
     return min(asked_ms or 0, pause_max_ms(context))

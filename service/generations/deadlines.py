@@ -2,8 +2,6 @@
 
 import asyncio
 
-from msgspec.structs import replace
-
 from service.context import Context
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
@@ -78,25 +76,18 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         tx.after_commit(context.tell, context.signals.poll, id_)
     else:
         exchanges = await generations.latest_exchanges(tx, [id_])
-        update = _timed_out(context, generation, exchanges.get(id_))
-        if update.error and await _was_stopped(tx, generation):
-            message = update.error["message"] + CALLED_BACK
-            update = replace(update, error={**update.error, "message": message})
-        batch.ingest(id_, update)
+        reason = _reason(context, generation, exchanges.get(id_))
+        is_waiting = generation.submission == "waiting"
+        # A callback keeps a submission that was declined from being sent again.
+        if is_waiting and await callbacks.latest(tx, generation.tenant, id_) is not None:
+            reason += CALLED_BACK
+        batch.ingest(id_, _update("deadline_exceeded", reason))
         # Upstream may have a task, even one whose id only a callback will name.
-        if generation.submission != "waiting":
-            due_at = schedule.poll_after_deadline(
-                generation.deadline_at, 0, tx.now, context.jitter()
-            )
+        if not is_waiting:
+            deadline_at, jitter = generation.deadline_at, context.jitter()
+            due_at = schedule.poll_after_deadline(deadline_at, 0, tx.now, jitter)
             batch.change(id_, next_poll_at=due_at)
     await batch.write()
-
-
-async def _was_stopped(tx: Transaction, generation: Generation) -> bool:
-    """Whether a callback kept a submission that was declined from being sent again."""
-    if generation.submission != "waiting":
-        return False
-    return await callbacks.latest(tx, generation.tenant, generation.id) is not None
 
 
 def end_of(generation: Generation, reply: Reply) -> Update | None:
@@ -116,15 +107,11 @@ def end_of(generation: Generation, reply: Reply) -> Update | None:
     return _update(code, _last_message(reply.exchange))
 
 
-def _timed_out(
-    context: Context, generation: Generation, exchange: generations.Exchange | None
-) -> Update:
-    """Return the time-out of a generation without a task; its last exchange is the reason."""
+def _reason(context: Context, generation: Generation, exchange: generations.Exchange | None) -> str:
+    """Return why a generation without a task timed out: what its last exchange said."""
     if exchange is None:
-        reason = NEVER_SENT if generation.submission == "waiting" else NO_RECORD
-    else:
-        reason = ingest.excerpt(context, _last_message(exchange))  # Secrets may have changed since.
-    return _update("deadline_exceeded", reason)
+        return NEVER_SENT if generation.submission == "waiting" else NO_RECORD
+    return ingest.excerpt(context, _last_message(exchange))  # Secrets may have changed since.
 
 
 def _update(code: str, reason: str, message: str = DEADLINE_MESSAGE) -> Update:

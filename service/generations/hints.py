@@ -64,11 +64,12 @@ async def _ask_again_at(
     if is_large or (report is not None and report.reports_end):
         lags = (called_back_at + lag_ms for lag_ms in LAG_MS)
         return next((at for at in lags if at > asked_at), None)
-    is_first = (batch.before(generation.id).last_poll_at or 0) < called_back_at
+    is_first = (batch.before[generation.id].last_poll_at or 0) < called_back_at
     if generation.is_terminal or not is_first:
         return None
     # The task still runs: the next poll is no later than without callbacks.
-    return schedule.next_poll_without_callback(context, generation, tx.now)
+    polls = generation.poll_count
+    return schedule.next_poll_without_callback(context, generation, polls, tx.now)
 
 
 async def _repeat_at(

@@ -68,8 +68,7 @@ def report_update(context: Context, report: wire.Report) -> Update:
 
 
 def _reason(context: Context, code: str, message: str) -> dict[str, str]:
-    texts = {"code": code, "message": message}
-    return {name: excerpt(context, text) for name, text in texts.items()}
+    return {"code": excerpt(context, code), "message": excerpt(context, message)}
 
 
 def excerpt(context: Context, text: str) -> str:
@@ -155,7 +154,7 @@ class Batch:
         self.now = tx.now
         self._tx = tx
         self.context = context
-        self._before = before
+        self.before = before  # The same without the changes.
         # By the id of a new event, its generation with every change until its next event: the event
         # shows what the API answers after this commit.
         self._shown: dict[str, Generation] = {}
@@ -198,15 +197,11 @@ class Batch:
             self._shown[last_id] = after
         return after
 
-    def before(self, generation_id: str) -> Generation:
-        """Return the generation without the changes."""
-        return self._before[generation_id]
-
     async def write(self) -> None:
         """Store the changed generations, their events, the deliveries and the usage."""
         tx = self._tx
         await generations.update(
-            tx, [(self._before[id_], after) for id_, after in self.generations.items()]
+            tx, [(self.before[id_], after) for id_, after in self.generations.items()]
         )
         if not self._shown:
             return
@@ -217,7 +212,7 @@ class Batch:
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage.update(generations.usage_of(generation))
-            if (late := self._before[generation.id]).status == "timed_out":
+            if (late := self.before[generation.id]).status == "timed_out":
                 usage.subtract(generations.usage_of(late))  # It has ended otherwise after all.
             tx.after_commit(_announce_end, self.context, generation)
         if ended:

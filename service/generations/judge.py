@@ -10,15 +10,8 @@ from msgspec.structs import replace
 from service.context import Context
 from service.generations import budget, ingest
 from service.generations.ingest import Batch, Reply
-from service.generations.sightings import (
-    DECLINED_ANSWERS,
-    DECLINED_SPAN_MS,
-    NO_FILES_ANSWERS,
-    NO_FILES_MS,
-    UNKNOWN_WORD_ANSWERS,
-    UNKNOWN_WORD_SPAN_MS,
-    Sightings,
-)
+from service.generations.sightings import NO_FILES_MS, Sightings
+from service.model.clock import SECOND
 from service.model.generation import Generation
 from service.store import tasks
 from service.store.database import Row, Transaction
@@ -29,6 +22,11 @@ from service.upstream.ids import ids_as, task_ids_of
 
 _log = log.get()
 
+UNKNOWN_WORD_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
+UNKNOWN_WORD_ANSWERS = 3  # in so many answers, before they count as the result.
+NO_FILES_ANSWERS = 1 + len(NO_FILES_MS)
+DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
+DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the path.
 TEXTS_MAX = 3  # Texts of JSON within each other that are searched for tasks of others.
 CONFLICT_CODE = "task_id_conflict"
 CONFLICT_MESSAGE = "Upstream answered with the task of another generation"

@@ -1,7 +1,7 @@
 """Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
-from collections.abc import Awaitable, Container, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from urllib.parse import quote
@@ -10,7 +10,6 @@ import msgspec
 
 from service.context import Context
 from service.generations import answers, budget, deadlines, hints, ingest, judge
-from service.generations.answers import Answers
 from service.generations.budget import Budget
 from service.generations.ingest import Reply
 from service.generations.places import PathPlaces, full_models
@@ -33,23 +32,6 @@ IN_FLIGHT_MAX = 64  # The client has as many connections.
 COMMITS_MS = 10 * SECOND
 
 
-class Turns(msgspec.Struct):
-    """The tenants whose confirmation and whose planned poll started last: the next tenant follows.
-
-    No tenant waits longer than a turn of all tenants, however many polls another has.
-    """
-
-    confirmed: str = ""
-    polled: str = ""
-
-    def note_started(self, tenant: str, *, is_confirmation: bool) -> None:
-        """Give the turn to the tenants behind this one, of which a poll was started."""
-        if is_confirmation:
-            self.confirmed = tenant
-        else:
-            self.polled = tenant
-
-
 class Poller:
     """The polls under way in this process, and the budget that they share.
 
@@ -68,10 +50,12 @@ class Poller:
         self._shared = SharedPolls()
         self.retry_at: int | None = None  # When to poll again what could not be stored.
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
-        self._hints_first = True
-        self._turns = Turns()
+        self._confirmations_first = True  # Whether confirmations get the next odd token.
+        # The tenants of the last poll of each kind: the next tenant follows. So none waits longer
+        # than a turn of all tenants, however many polls another has.
+        self._last_tenants = {"confirm": "", "poll": ""}
         self.sightings = Sightings()
-        self.answers = Answers(context, self.sightings)
+        self.record_answers = partial(answers.record, context=context, sightings=self.sightings)
         self._is_storing = True  # Else an answer was not stored, and no commit went well since.
 
     async def take_over(self, now: int) -> None:
@@ -97,7 +81,7 @@ class Poller:
             return 0, self.budget.next_at(now) if room > 0 else None
         choice = self._choose(free, now)
         confirmations, polls, sharers, next_at, paused_until = await self.context.database.read(
-            _read_due, choice, self._turns
+            _read_due, choice, self._last_tenants
         )
         self.stuck.put_all(choice.unreadable, now)
         if self.budget.note(paused_until, now):  # Another process was asked, or a submission.
@@ -110,6 +94,7 @@ class Poller:
         started = self._start_due(chosen, allowed, {generation.id for generation in confirmations})
         for sharer in sharers:
             self._follow(sharer)
+        # Where all follow polls under way, nothing was reserved, and nothing is spent.
         is_spent = started == (allowed if missing else free)
         self._unused_until = 0 if is_spent else now + MINUTE
         if is_spent:
@@ -152,8 +137,8 @@ class Poller:
                 continue  # Another process has its shard since it was read.
             if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
-                is_confirmation = generation.id in confirmation_ids
-                self._turns.note_started(generation.tenant, is_confirmation=is_confirmation)
+                kind = "confirm" if generation.id in confirmation_ids else "poll"
+                self._last_tenants[kind] = generation.tenant
                 started += 1
         return started
 
@@ -166,8 +151,8 @@ class Poller:
         polls = [generation for generation in polls if generation.id not in self.in_flight]
         share = free
         if due and polls:
-            share = free // 2 + (free % 2 if self._hints_first else 0)
-            self._hints_first = not self._hints_first if free % 2 else self._hints_first
+            share = (free + self._confirmations_first) // 2
+            self._confirmations_first ^= free % 2 == 1
         return [*due[:share], *polls, *due[share:]]
 
     async def expire_due(self, now: int) -> int | None:
@@ -317,7 +302,7 @@ class Poller:
         if is_due and not context.database.holds(generation.id):
             return  # This process was frozen or lost the shard: the one that has it now polls.
         reply = await judge.judge(context, self.sightings, generation, reply)
-        write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
+        write = partial(context.database.write_batched, self.record_answers, tenant=tenant)
         if follows:
             await write(reply)
             self.stuck.forget(generation.id)
@@ -333,17 +318,17 @@ class Poller:
 
 
 async def _read_due(
-    tx: Transaction, choice: generations.Choice, turns: Turns
+    tx: Transaction, choice: generations.Choice, after: Mapping[str, str]
 ) -> tuple[list[Generation], list[Generation], list[Generation], int | None, int]:
     """Read due confirmations and polls, those that share tasks, the next due time and the pause.
 
     They are read in one snapshot: two could miss a row.
     """
-    confirmations = await generations.list_due(tx, "confirm", choice, turns.confirmed)
+    confirmations = await generations.list_due(tx, "confirm", choice, after["confirm"])
     # A generation that is due as both must not hide another's poll.
     without = [*choice.without, *(generation.id for generation in confirmations)]
     choice = msgspec.structs.replace(choice, without=without)
-    polls = await generations.list_due(tx, "poll", choice, turns.polled)
+    polls = await generations.list_due(tx, "poll", choice, after["poll"])
     sharers = await generations.list_sharers(tx, choice) if choice.shared else []
     next_at = await generations.next_due(tx, "poll")
     return confirmations, polls, sharers, next_at, await generations.get_pause(tx)

@@ -30,19 +30,14 @@ def next_poll(context: Context, generation: Generation, polls: int, now: int) ->
     """
     if generation.route == "callback":
         return _next_safety_poll(context, generation, polls, now)
-    return _next_quick_poll(context, generation, polls, now)
-
-
-def next_poll_without_callback(context: Context, generation: Generation, now: int) -> int:
-    """Return when an open generation would be polled next if no callback were expected."""
-    return _next_quick_poll(context, generation, generation.poll_count, now)
+    return next_poll_without_callback(context, generation, polls, now)
 
 
 def planned_polls(context: Context, generation: Generation, now: int) -> int:
     """Return how many planned polls of an open generation have passed.
 
     With a callback the place in the plan follows from the time, and not from the number of polls,
-    so that questions outside of the plan (confirmations, refreshes) do not advance it.
+    so that polls outside of the plan (confirmations, refreshes) do not advance it.
     """
     if generation.route != "callback":
         return generation.poll_count
@@ -76,7 +71,10 @@ def _safety_delay_ms(first_ms: int, polls: int) -> int:
     return delay_ms * min(first_ms, _SAFETY_POLL_MIN_MS) // _SAFETY_POLL_MIN_MS
 
 
-def _next_quick_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+def next_poll_without_callback(
+    context: Context, generation: Generation, polls: int, now: int
+) -> int:
+    """Return when an open generation would be polled next if no callback were expected."""
     model, jitter = context.catalogue.get(generation.model), context.jitter()
     submitted_at = generation.submitted_at or now
     usual_seconds = model.seconds[0] if model else _UNKNOWN_SECONDS[0]

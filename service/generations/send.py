@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.generations import budget, ingest, judge, schedule
+from service.generations.budget import Budget
 from service.generations.ingest import Batch, Reply
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -14,19 +15,32 @@ from service.store import generations
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
+from service.upstream.callback_url import callback_url
 
 _log = log.get()
 
+UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submitted = tuple[Generation, int | None]
 
 
+def request_of(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of the request that submits a generation."""
+    model = context.catalogue.get(generation.model)
+    url = None
+    if model is None or model.callbacks:
+        url = callback_url(context.tokens, context.settings.public_url, generation)
+    fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
+    body = generation.input | {name: value for name, value in fields.items() if value is not None}
+    return model.path if model else UNKNOWN_MODEL_PATH, body
+
+
 async def send(
-    context: Context, shared: budget.Budget, generation: Generation, path: str, body: dict[str, Any]
+    context: Context, budget_: Budget, generation: Generation, path: str, body: dict[str, Any]
 ) -> Submitted:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
-    pause_ms = budget.pause_after(context, shared, generation.id, reply.answer)
+    pause_ms = budget.pause_after(context, budget_, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
         after = await _store(context, generation, reply)

@@ -11,14 +11,9 @@ import msgspec
 from service.model.clock import SECOND
 
 SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
-UNKNOWN_WORD_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
-UNKNOWN_WORD_ANSWERS = 3  # in so many answers, before they count as the result.
 # The files of a task that is said to be done may come a moment later. It is polled again so long
 # after the first such answer, and not by the plan of polls, whose next one may be a second away.
 NO_FILES_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
-NO_FILES_ANSWERS = 1 + len(NO_FILES_MS)
-DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
-DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the path.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
 
 

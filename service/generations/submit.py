@@ -14,8 +14,7 @@ from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch
 from service.generations.places import Places, Unplaced
-from service.generations.request import request_of
-from service.generations.send import Submitted, send
+from service.generations.send import Submitted, request_of, send
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageError
@@ -121,10 +120,11 @@ class Submitter:
             raise
         if not has_place:
             self.unplaced.note(tenant, generation_id)
-        is_sending = has_place and generation.submission == "sending"
-        if has_place and not is_sending:
+        elif generation.submission == "sending":
+            return generation, self._submit(generation)
+        else:  # Upstream has asked for a pause.
             self._give_back(tenant)
-        return generation, self._submit(generation) if is_sending else None
+        return generation, None
 
     async def _put_back_late(self, tenant: str, id_: str) -> None:
         """Put a generation back to `waiting`, once the database commits again; free its place."""
@@ -311,20 +311,14 @@ async def _read_due(
     due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
         return [], due_at, 0
-    return (
-        await generations.list_due(tx, "submit", choice, after),
-        due_at,
-        await generations.get_pause(tx),
-    )
+    due = await generations.list_due(tx, "submit", choice, after)
+    return due, due_at, await generations.get_pause(tx)
 
 
 async def _next_due(
     tx: Transaction, full: Sequence[str], without: Sequence[str]
 ) -> tuple[int | None, int | None, int]:
-    """Return when the next submission is due, and the next one of a tenant that is not `full`.
-
-    And until when upstream has paused us.
-    """
+    """Return the next due time, that of tenants that are not `full`, and the end of the pause."""
     due_at = await generations.next_due(tx, "submit", (), without)
     of_others = await generations.next_due(tx, "submit", full, without) if full else due_at
     return due_at, of_others, await generations.get_pause(tx)

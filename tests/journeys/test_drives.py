@@ -135,6 +135,7 @@ async def test_nothing_is_driven_unless_it_is_asked_for(
     world.upstream.finish("task1")
     assert (await world.call_back()).status_code == 200
     assert (world.upstream.polls, world.subscribers.webhooks) == ([], [])
+    assert world.app.worker.ticks.driving == []
     await world.app.stop()
 
 
@@ -352,10 +353,11 @@ async def drive_into(world: Harness, gate: Gate) -> None:
     queue_answers(world, gate)
     subscriber = await world.subscribe()
     await world.generate()
-    seconds = world.settings.drive_seconds
+    ticks = world.app.worker.ticks
     while not gate.waiting:
-        seconds *= 2
-        await world.app.worker.ticks.drive(seconds, shard_of(subscriber["id"]))
+        ticks._drive_seconds *= 2
+        await ticks.drive(shard_of(subscriber["id"]))
+    ticks._drive_seconds = world.settings.drive_seconds
     await driving(world.app)
     await world.get("/v1/events")  # By now the wait for the attempt has begun.
 

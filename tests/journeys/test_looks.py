@@ -185,7 +185,7 @@ async def test_a_drive_that_is_refused_tries_once_more_for_the_latest_of_its_req
             return "refused"
 
         monkeypatch.setattr(ticks, "_drive_once", refuse)
-        await ticks.drive(60, 1)
+        await ticks.drive(1)
         await driving(world.app)
         assert turns == 4
 

@@ -11,7 +11,7 @@ import pytest
 
 from service.context import Context
 from service.generations import submit
-from service.generations.request import request_of
+from service.generations.send import request_of
 from service.model.generation import Generation
 from tests.faults import DelayedAnswer, crash, status_of
 from tests.harness import Harness, create_answer, opened

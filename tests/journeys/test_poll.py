@@ -511,7 +511,7 @@ async def test_upstream_is_asked_nothing_while_the_database_commits_nothing(
         ids = [(await world.generate(POLLED))["id"] for _ in range(3)]
         world.clock.advance(3)
         with monkeypatch.context() as patched:
-            patched.setattr(world.app.worker.poller.answers, "record", fail_to_store)
+            patched.setattr(world.app.worker.poller, "record_answers", fail_to_store)
             patched.setattr(world.app.database, "commit_problem", the_disk_is_full)
             patched.setattr(rounds, "HELD_UP_SECONDS_MAX", 0)  # The test's clock stands still.
             assert await poll_times(world, 100) == [1.0] * 3
@@ -528,7 +528,7 @@ async def test_polls_whose_answers_alone_cannot_be_stored_come_ever_less_often(
         generation = await world.generate(POLLED)
         world.clock.advance(3)
         with monkeypatch.context() as patched:
-            patched.setattr(world.app.worker.poller.answers, "record", fail_to_store)
+            patched.setattr(world.app.worker.poller, "record_answers", fail_to_store)
             patched.setattr(rounds, "HELD_UP_SECONDS_MAX", 0)  # The test's clock stands still.
             assert await poll_times(world, 200) == [1, 2, 4, 8, 16, 32, 64, 124, 184]
         world.upstream.finish("task1")
@@ -544,7 +544,7 @@ async def test_a_refresh_asks_nothing_just_after_an_answer_was_not_stored_and_th
         poller, path = world.app.worker.poller, f"/v1/generations/{generation['id']}/refresh"
         world.clock.advance(3)
         with monkeypatch.context() as patched:
-            patched.setattr(poller.answers, "record", fail_to_store)
+            patched.setattr(poller, "record_answers", fail_to_store)
             patched.setattr(rounds, "HELD_UP_SECONDS_MAX", 0)  # The test's clock stands still.
             await poll_times(world, 10)
             world.clock.advance(6)

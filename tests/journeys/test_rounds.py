@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from service.delivery.target import Answer
-from service.generations.answers import Answers
 from service.model.errors import StorageError
 from service.session import Session
 from tests.faults import DelayedAnswer, rows
@@ -182,7 +181,7 @@ async def test_a_tick_says_that_there_is_more_where_an_answer_could_not_be_store
         world.clock.advance(400)
         world.upstream.finish("task1")
         with monkeypatch.context() as patched:
-            patched.setattr(Answers, "record", fail)
+            patched.setattr(world.app.worker.poller, "record_answers", fail)
             first = await world.app.worker.tick(60)
         assert (first.polled, first.more) == (1, True)
         world.clock.advance(1)

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from service.generations import judge
-from service.generations.answers import Answers
 from service.store import generations, tasks
 from service.store.database import Transaction
 from tests.faults import DelayedAnswer, crash, execute, rows, status_of, storage_failure
@@ -279,12 +278,11 @@ async def test_an_answer_that_is_not_recorded_leaves_all_due(
     async with opened(tmp_path, public_url=None) as world:
         ids = await share(world, 3)
         world.clock.advance(60)
-        record = world.app.worker.poller.answers.record
-        monkeypatch.setattr(Answers, "record", fail)
-        async with asking(world) as poller:
-            pass
+        with monkeypatch.context() as patched:
+            patched.setattr(world.app.worker.poller, "record_answers", fail)
+            async with asking(world) as poller:
+                pass
         assert (world.upstream.polls, poller.in_flight) == (["shared"], {})
-        monkeypatch.setattr(Answers, "record", lambda _self, *args: record(*args))
         await world.run(2)
         assert world.upstream.polls == ["shared"] * 2
         assert [await polls_of(world, id_) for id_ in ids] == [["processing"]] * 3

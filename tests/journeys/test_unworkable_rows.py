@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations import request
+from service.generations import send
 from service.generations import stuck as stuck_module
 from service.generations.stuck import Stuck
 from service.model.errors import StorageError
@@ -115,7 +115,7 @@ async def test_a_submission_whose_request_cannot_be_made_has_not_left(
         raise OverflowError("no such number")
 
     async with opened(tmp_path) as world:
-        monkeypatch.setattr(request, "callback_url", fail)
+        monkeypatch.setattr(send, "callback_url", fail)
         await world.generate()
         await world.run(1)
         monkeypatch.undo()
