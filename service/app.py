@@ -81,8 +81,8 @@ class App:
             clock=clock,
             jitter=jitter,
         )
-        is_driven = settings.worker == "off" and settings.drive_seconds > 0
-        self._receiver = CallbackReceiver(self.context, self._drive if is_driven else None)
+        drive = self._drive if settings.worker == "off" else None
+        self._receiver = CallbackReceiver(self.context, drive)
         self._sender = sender
 
     @cached_property

@@ -225,7 +225,7 @@ class Worker:
 
     async def drive(self, generation_id: str) -> None:
         """With GENHOOK_WORKER=off, do the work that the request of a generation made due."""
-        may_work = self.ownership.refusal is None  # Else one that may was notified.
+        may_work = self.ownership.refusal is None  # Else a process that may was notified.
         if self.is_off and may_work:
             await self.ticks.drive(shard_of(generation_id))
 

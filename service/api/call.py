@@ -201,9 +201,12 @@ async def answer_page(
     return answer_list(rows.view_rows(noun, page_rows), after)
 
 
-async def get_own(tx: Transaction, call: Call, noun: type[OwnedT], id_: str = "") -> OwnedT:
+async def get_own(
+    tx: Transaction, call: Call, noun: type[OwnedT], id_: str | None = None
+) -> OwnedT:
     """Return the tenant's noun with this id, by default the path's; Problem 404 without one."""
-    resource = await rows.read_by_id(tx, noun, id_ or call.path["id"], call.tenant)
+    id_ = call.path["id"] if id_ is None else id_
+    resource = await rows.read_by_id(tx, noun, id_, call.tenant)
     return _require_own(call, noun, resource)
 
 

@@ -109,7 +109,7 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
     return fields
 
 
-async def find(tx: Transaction, call: Call, id_: str = "") -> Subscriber:
+async def find(tx: Transaction, call: Call, id_: str | None = None) -> Subscriber:
     """Like `get_own`; Problem 404 also for the subscriber of a `notify_url`."""
     return _require_listed(await get_own(tx, call, Subscriber, id_))
 

@@ -11,7 +11,7 @@ CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 DUE_SECONDS_MAX = 300  # A row is taken within seconds, unless something holds it up.
 # A commit that changes nothing: only with one does a full or failing disk show itself.
 TOUCH = "UPDATE revisions SET number = number"
-# Every stored secret with the context that it was sealed with; see store/reseal.py.
+# The secrets of tenants and subscribers, each with its context; see store/reseal.py.
 SEALED = """
 SELECT 'secrets:' || id, sealed_secrets FROM tenants
 UNION ALL SELECT 'secrets:' || id, sealed_secrets FROM subscribers WHERE sealed_secrets IS NOT NULL

@@ -227,9 +227,9 @@ def _seals(sealed: Iterable[tuple[str, bytes]], settings: Settings) -> Finding:
         for context, secret in sealed:
             vault.open(secret, context)
     except VaultError as error:
-        message = f"A secret cannot be decrypted, {error}: put the missing key first."
-        return Finding("fail", "seals", message)
-    return Finding("ok", "seals", "The secret keys decrypt the stored secrets.")
+        owner = context.partition(":")[2]
+        return Finding("fail", "seals", f"A secret of {owner} cannot be decrypted: {error}.")
+    return Finding("ok", "seals", "The secret keys decrypt the secrets of tenants and subscribers.")
 
 
 def _online(settings: Settings, now: int) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ Try it from another terminal:
   curl -s "{url}/v1/generations/$id?wait=30" -H "Authorization: Bearer $GENHOOK_ADMIN_KEY"
 {database}"""
 _DATABASE = """
-  # Commands that open the database, such as genhook backup, need its settings too:
+  # Commands that open the database, such as genhook doctor, need its settings too:
   export $(grep -E '{names}' {keys}) GENHOOK_DATABASE_URL={url}
 """
 

@@ -22,7 +22,6 @@ from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES, PARTS, Page
 from service.dashboard.signatures import Signatures
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
-from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.model.key import Key
 from service.telemetry import log
@@ -68,7 +67,8 @@ def build(
     files = {asset: FOLDER / "static" / name for name, asset in assets.items()}
     keys = context.settings.secret_keys
     signatures, templates = Signatures(keys), _templates()
-    site = Site(api, find_key, read_body, context, signatures, Limiter(MINUTE), templates, assets)
+    wrong_keys = Limiter(sign_in.WRONG_KEYS_PERIOD_MS)
+    site = Site(api, find_key, read_body, context, signatures, wrong_keys, templates, assets)
     routes = [
         _route(site, "/sign-in", sign_in.show_sign_in, "GET"),
         _route(site, "/sign-in", sign_in.sign_in, "POST"),

@@ -60,7 +60,7 @@ async def _ask(visit: Visit, form: Form) -> Response:
 def _once_of_count(visit: Visit, form: Form, call: ApiCall) -> str:
     """Return the `once` of a count, so that two clicks count once.
 
-    The same page counts again if its form was changed, or after a minute.
+    The same page counts again if its form was changed, or in another minute.
     """
     once = form.get("once", "")
     return once and once + name_state((call.body, visit.now // MINUTE))

@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES
-from service.dashboard.signatures import COOKIE
 from service.dashboard.visit import PATH, Site, Visit
 from service.model.clock import MINUTE, SECOND
 from service.model.key import KEY_PREFIX, Key
@@ -24,9 +23,11 @@ _UNKNOWN = "This key is unknown or revoked."
 _TOO_MANY = "This key is unknown or revoked, and there were too many such keys in this minute."
 _STALE = "The form was too old. Try again."
 _NO_COOKIE = "Your browser sent no cookie. Signing in needs one: allow it, and try again."
+COOKIE = "genhook_sign_in"
 ADDRESS_CHARACTERS_MAX = 45
-# Wrong keys in a minute, from one address and from all: invented addresses give no more tries. A
+# Wrong keys in a period, from one address and from all, which also bounds invented addresses. A
 # key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
+WRONG_KEYS_PERIOD_MS = MINUTE  # Of `Site.wrong_keys`; `_TOO_MANY` names it.
 FAILURES_PER_MINUTE = 10
 FAILURES_PER_MINUTE_OF_ALL = 100
 FORM_BYTES_MAX = 8_192  # Anybody may post it: a key, a token and where to go then.
@@ -59,8 +60,8 @@ def _page_of_form(visit: Visit) -> str:
     """Return the page from which a form was sent, or else the first page above its address."""
     path = visit.place
     above = [path[:at] for at in range(len(path), 0, -1) if path[at : at + 1] in ("", "/")]
-    _, is_ours, place = visit.request.headers.get("referer", "").rpartition(PATH)
-    pages = [place, *above] if is_ours else above
+    _, is_ours, referer = visit.request.headers.get("referer", "").rpartition(PATH)
+    pages = [referer, *above] if is_ours else above
     return next((each for each in pages if _NEXT.fullmatch(each)), "")
 
 
@@ -99,7 +100,8 @@ async def sign_in(visit: Visit) -> Response:
         if site.wrong_keys.admit(visit.now, limits):
             return _render(visit, next_, 401, _UNKNOWN)
         response = _render(visit, next_, 429, _TOO_MANY)
-        response.headers["retry-after"] = str(-(-(MINUTE - visit.now % MINUTE) // SECOND))
+        rest_ms = WRONG_KEYS_PERIOD_MS - visit.now % WRONG_KEYS_PERIOD_MS
+        response.headers["retry-after"] = str(-(-rest_ms // SECOND))  # Rounded up.
         return response
     id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
     await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import itsdangerous
 
-COOKIE = "genhook_sign_in"
 ID_BYTES = 32
 COOKIE_CHARACTERS_MAX = 200
 

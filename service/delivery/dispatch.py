@@ -67,7 +67,10 @@ class Dispatcher:
             self._pump(lane, now)
 
     def refill(self, subscriber_id: str) -> None:
-        """Read the subscriber's deliveries again: some are new, were made due, or may go on."""
+        """Read the subscriber's deliveries again, if this process works on them.
+
+        Some are new, were made due, or may go on.
+        """
         if self.is_open and self.context.database.holds(subscriber_id):
             lane, now = self._lane(subscriber_id), self.context.clock()
             lane.read_again |= lane.held_ids

@@ -59,17 +59,17 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
 
     may_wait: whether no lane needs the slot, so that the record may wait for other units.
     """
-    database, to_store = context.database, result.record
+    database, attempt = context.database, result.record
     # A good answer to a manual retry ends the rest.
     is_lifting = result.is_good_retry and lane.receiver.rest_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
-        may_wait &= to_store.status == "delivered" and not to_store.ordered
+        may_wait &= attempt.status == "delivered" and not attempt.ordered
         await database.write_batched(
-            deliveries.record_attempts, to_store, tenant=to_store.tenant, may_wait=may_wait
+            deliveries.record_attempts, attempt, tenant=attempt.tenant, may_wait=may_wait
         )
         return
-    subscriber = await database.write(_record_with_health, context, result, tenant=to_store.tenant)
+    subscriber = await database.write(_record_with_health, context, result, tenant=attempt.tenant)
     if subscriber is not None:
         lane.set_health(subscriber)
 

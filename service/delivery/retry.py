@@ -101,11 +101,13 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     if text.isdigit():
         # So many digits are enough to ask for longer than the maximum.
         number = int(text.lstrip("0")[:_RETRY_AFTER_LENGTH_MAX] or "0")
-        # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
-        is_in_ms = number >= clock.EPOCH_SECONDS_MIN * clock.SECOND
-        at = number if is_in_ms else number * clock.SECOND
+        # Nobody asks for 30 years: that is a time since the epoch, in seconds or in milliseconds.
         if number < clock.EPOCH_SECONDS_MIN:
-            at += now
+            at = now + number * clock.SECOND
+        elif number < clock.EPOCH_SECONDS_MIN * clock.SECOND:
+            at = number * clock.SECOND
+        else:
+            at = number
     elif not text or len(text) > _RETRY_AFTER_LENGTH_MAX:
         return None
     else:

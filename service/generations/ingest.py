@@ -150,11 +150,11 @@ class Batch:
     """Generations that are read together, changed in memory and written together."""
 
     def __init__(self, tx: Transaction, context: Context, before: Mapping[str, Generation]) -> None:
-        self.generations = dict(before)  # By id, with the changes so far.
+        self.before = before  # By id.
+        self.generations = dict(before)  # The same with the changes so far.
         self.now = tx.now
         self._tx = tx
         self.context = context
-        self.before = before  # The same without the changes.
         # By the id of a new event, its generation with every change until its next event: the event
         # shows what the API answers after this commit.
         self._shown: dict[str, Generation] = {}

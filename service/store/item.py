@@ -46,7 +46,7 @@ class Item(msgspec.Struct, eq=False):
             self.future.set_result(self.result)
         else:
             self.future.set_exception(error)
-            if self.always:  # Its caller may be cancelled while the write goes on: nobody asks.
+            if self.always:  # Its caller may be gone while the write goes on: nobody else asks.
                 self.future.exception()
 
 

@@ -51,7 +51,7 @@ class Vault:
         nonce, rest = sealed[_KEY_ID_BYTES:nonce_end], sealed[nonce_end:]
         keys = [key for key in self._keys if key.id == sealed[:_KEY_ID_BYTES]]
         if not keys:
-            raise VaultError("sealed under a key that is not among GENHOOK_SECRET_KEYS")
+            raise VaultError("its key is not among GENHOOK_SECRET_KEYS: put that first")
         for key in keys:
             try:
                 return AESGCM(key.secret).decrypt(nonce, rest, context.encode())

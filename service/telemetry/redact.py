@@ -46,7 +46,7 @@ _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
 _HIDDEN_HEADER = re.compile(
-    r"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
+    r"(?ai:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
 )
 
 

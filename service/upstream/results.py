@@ -38,13 +38,17 @@ class Request:
 
     def names(self, text: str, url: str | None) -> bool:
         """Whether the request named a file, by the text that stands in the answer or its URL."""
-        # Without a slash it has neither a link nor a file in base64.
-        return b"/" in self._json and (text in self._values or url in self._values)
+        return text in self._files or url in self._files
 
     @cached_property
     def _json(self) -> bytes:
         content = self._content
         return content if isinstance(content, bytes) else msgspec.json.encode(content)
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        # Without a slash it has neither a link nor a file in base64.
+        return self._values if b"/" in self._json else frozenset()
 
     @cached_property
     def _values(self) -> frozenset[str]:

@@ -264,7 +264,7 @@ def may_be_of_question(code: int | None) -> bool:
 
 
 def is_known(code: int | None) -> bool:
-    """Whether a table has this code. Another one says nothing in a body that is about a task."""
+    """Whether a table or a range has this code. Another says nothing in a body about a task."""
     is_of_create = code in CODES_AGAIN or code in CODES_NEVER
     return code is not None and (is_of_create or is_trouble(code) or ends_task(code))
 

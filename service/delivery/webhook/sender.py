@@ -83,7 +83,7 @@ class WebhookSender:
         """Close all connections; whoever waits for an answer gets SenderClosed."""
         self._closed = asyncio.Event()
         self._lookups.close()
-        if isinstance(self._lookup, egress.SystemLookup):
+        if isinstance(self._lookup, egress.SystemLookup):  # Its threads would not end.
             self._lookup.close()
         if self._sweep_timer:
             self._sweep_timer.cancel()
