@@ -124,26 +124,24 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     before = now - retention_days * DAY
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     # A generation stays until its deadline is long past: upstream may still repeat its callback.
-    generations = {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
+    generations = batch | {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
     unreferenced = {
         "idempotency_delete_old": now - IDEMPOTENCY_RETENTION_MS,
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
         "rests_delete_old": now,
     }
-    rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
+    rejected = batch | {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)
     return [
         *[
-            partial(
-                _delete_old, "callbacks_rejected_old", is_unowned=unowned, **{**batch, **rejected}
-            )
+            partial(_delete_old, "callbacks_rejected_old", is_unowned=unowned, **rejected)
             for unowned in (False, True)
         ],
         *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
-        partial(_delete_old, "generations_old", **{**batch, **generations}),
+        partial(_delete_old, "generations_old", **generations),
         partial(_delete_old, "subscribers_notify_old", **batch),
     ]
 
