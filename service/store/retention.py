@@ -159,8 +159,7 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     before_id = first_id(prefix, values["before"])
     rows = await tx.lock(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
-    is_of_generations = name == "generations_old"
-    whole = await _delete_parts(tx, deletable) if is_of_generations else deletable
+    whole = await _delete_parts(tx, deletable) if name == "generations_old" else deletable
     for delete in deletes:
         await tx.many(delete, whole)
     if len(whole) < len(deletable):
