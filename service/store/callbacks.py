@@ -178,24 +178,18 @@ async def plan_confirmation_of_unread(tx: Transaction, arrival: Arrival) -> None
             await plan_confirmations(tx, [(arrival, stored)])
 
 
-async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
-    """Return the tenant of a generation, which nobody erases meanwhile; None if there is none."""
-    matches = await tx.keep("generation_tenant", id=generation_id)
-    return matches[0]["tenant"] if matches else None
-
-
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES.
 
     If its generation was erased, its headers and its body are not stored.
     """
-    tenant = await tenant_of(tx, arrival.generation_id)
-    if tenant is None and arrival.generation_id:
+    owners = await tx.keep("generation_tenant", id=arrival.generation_id)
+    if arrival.generation_id and not owners:
         arrival.headers, arrival.body = (), b""
     row = _row(
         arrival,
-        tenant=tenant or "",
-        generation_id=arrival.generation_id if tenant else "",
+        tenant=owners[0]["tenant"] if owners else "",
+        generation_id=arrival.generation_id if owners else "",
         verdict="rejected",
         trust=None,
         body=arrival.body[:REJECTED_BODY_BYTES],

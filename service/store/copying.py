@@ -115,13 +115,11 @@ async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
             if table.name != FILLED and await target.last_key(table) is not None:
                 raise StorageError(f"{target.name} is not empty: its table {table.name} has rows")
         await target.mark(begun=True)
-    counts = {}
     for table in tables:
         if table.name == FILLED:
             await target.clear(table)
         await _copy_table(source, target, table, report)
-    for table in tables:
-        counts[table.name] = await _compare(source, target, table)
+    counts = {table.name: await _compare(source, target, table) for table in tables}
     await target.mark(begun=False)
     return counts
 

@@ -4,14 +4,7 @@ A unit of work is `async def unit(tx, …)`. It awaits nothing but its transacti
 database (store/writes.py) may run it again, or in one transaction with other units.
 """
 
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")

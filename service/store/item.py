@@ -26,7 +26,7 @@ class Item(msgspec.Struct, eq=False):
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
     has_run: bool = False  # Whether it ran in the latest group that took it.
-    estimate: int = 0  # Rows that a line was charged when it was taken.
+    estimate: int = 0  # Rows that its line was charged when it was taken.
     line_key: Any = None  # The key of that line.
     rows: int | None = None  # What it wrote; 0 below HEAVY_ROWS; None: it charged nobody.
     seconds: float = 0.0  # What its call took; if that ran several items, the first has it all.

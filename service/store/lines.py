@@ -128,10 +128,6 @@ class Lines:
             self._count -= len(dropped)
         return dropped
 
-    def clear(self) -> None:
-        """Forget everything that waits."""
-        self.drop(lambda _item: True)
-
     def learn(self, items: Iterable[Item]) -> None:
         """Remember how many rows the items wrote: the estimates for the next of their kinds.
 

@@ -1,9 +1,6 @@
 """Numbered migrations of a folder, and what is wrong with the version of a schema."""
 
-from collections.abc import Sequence
 from pathlib import Path
-
-RESTORE = "restore a backup into an empty schema"
 
 
 def list_migrations(folder: Path) -> list[tuple[int, Path]]:
@@ -21,12 +18,6 @@ class Older(str):
     """The problem that the schema is older or missing, which `genhook migrate` or a start mends."""
 
     __slots__ = ()
-
-
-def describe_others(names: Sequence[str]) -> str:
-    """Return the problem that names which genhook needs are another program's."""
-    some = ", ".join(names[:3]) + (" and more" if names[3:] else "")
-    return f"another program made {some}: name an empty database or schema for genhook"
 
 
 def describe_problem(current: int, needed: int) -> str | None:

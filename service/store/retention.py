@@ -124,26 +124,24 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     before = now - retention_days * DAY
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     # A generation stays until its deadline is long past: upstream may still repeat its callback.
-    generations = {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
+    generations = batch | {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
     unreferenced = {
         "idempotency_delete_old": now - IDEMPOTENCY_RETENTION_MS,
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
         "rests_delete_old": now,
     }
-    rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
+    rejected = batch | {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)
     return [
         *[
-            partial(
-                _delete_old, "callbacks_rejected_old", is_unowned=unowned, **{**batch, **rejected}
-            )
+            partial(_delete_old, "callbacks_rejected_old", is_unowned=unowned, **rejected)
             for unowned in (False, True)
         ],
         *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
-        partial(_delete_old, "generations_old", **{**batch, **generations}),
+        partial(_delete_old, "generations_old", **generations),
         partial(_delete_old, "subscribers_notify_old", **batch),
     ]
 
@@ -161,8 +159,7 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     before_id = first_id(prefix, values["before"])
     rows = await tx.lock(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
-    is_of_generations = name == "generations_old"
-    whole = await _delete_parts(tx, deletable) if is_of_generations else deletable
+    whole = await _delete_parts(tx, deletable) if name == "generations_old" else deletable
     for delete in deletes:
         await tx.many(delete, whole)
     if len(whole) < len(deletable):

@@ -20,7 +20,7 @@ JSON_COLUMNS = (
     *("input", "metadata", "output", "error", "event_ids", "scopes", "event_types"),
     *("filter", "header_names", "retry_schedule_seconds", "response_headers"),
 )
-# Those of a page may have a million values, of clients and upstream: that takes a second to decode.
+# On one page these may have a million values, of clients and upstream: a second to decode them.
 COPIED_COLUMNS = ("input", "output")
 
 

@@ -25,7 +25,7 @@ def choose_surplus(
     """Return the shards to give up, so that no more than the share is left.
 
     Shards without requests under way come first, as they can be given up at once. Among equal ones,
-    shard 0 comes last: its holder does the work that belongs to no shard.
+    those that leave already come first, and shard 0 last: its holder does the work of no shard.
     """
     ordered = sorted(held, key=lambda shard: (shard in busy, shard not in leaving, -shard))
     return set(ordered[: max(0, len(held) - share)])

@@ -66,21 +66,22 @@ class Dialect:
         by_name: dict[str, Statement] = {}
         parts: dict[str, str] = {}
         for path in sorted(_FOLDER.glob("*.sql")):
-            by_name |= self._read(path, parts, by_name.keys().isdisjoint)
+            read = self._read(path, parts)
+            assert by_name.keys().isdisjoint(read), f"{path.name} has a name of another file"
+            by_name |= read
         if self._overrides:
-            by_name |= self._read(self._overrides, parts, by_name.keys().__ge__)
+            read = self._read(self._overrides, parts)
+            assert by_name.keys() >= read.keys(), "an override overrides no statement"
+            by_name |= read
         return by_name
 
-    def _read(
-        self, path: Path, parts: dict[str, str], are_allowed: Callable[[set[str]], bool]
-    ) -> dict[str, Statement]:
-        """Return the statements of a file by name, if their names are allowed; add its parts."""
+    def _read(self, path: Path, parts: dict[str, str]) -> dict[str, Statement]:
+        """Return the statements of a file by name; add its parts to `parts`."""
         sections = _SECTION.findall(path.read_text())
         texts = {name: sql.strip() for kind, name, sql in sections if kind == "name"}
         own = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
         assert len(texts) + len(own) == len(sections), f"{path.name} has a name twice"
         assert parts.keys().isdisjoint(own), f"{path.name} has a part of another file"
-        assert are_allowed(set(texts)), f"{path.name} repeats a name, or overrides no statement"
         parts |= own
         return {name: self.parse(sql, parts) for name, sql in texts.items()}
 

@@ -23,7 +23,7 @@ class Queue:
 
     def __init__(self, items_max: int, wake: Callable[[], None]) -> None:
         self.items_max = items_max
-        self._wake = wake  # Call it if there is something to take that nobody has put just now.
+        self._wake = wake  # Called when items may be taken that nobody has put just now.
         self.bytes_max = QUEUE_BYTES_MAX
         self.is_stalled = False  # A caller stopped waiting, and no commit ended meanwhile.
         self._waiting = Lines()
@@ -95,8 +95,7 @@ class Queue:
         self._behind.clear()
         self._before.clear()
         self._behind_next.clear()
-        self._release([*self._waiting])
-        self._waiting.clear()
+        self._release(self._waiting.drop(lambda _item: True))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

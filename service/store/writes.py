@@ -94,7 +94,7 @@ class Database(ABC):
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long: one of a tenant at a time.
 
-        SearchTooLongError if it takes too many steps.
+        SearchTooLongError if it takes too long.
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import asyncpg
@@ -127,12 +127,6 @@ class Pool:
         self._connections.terminate()
 
 
-class _Look(NamedTuple):
-    is_pooled: bool  # Whether the URL leads to a pooler.
-    is_tracked: bool  # As of `Pool`.
-    settings: dict[str, str]  # For each transaction.
-
-
 def _arguments(
     url: str, name: str, settings: dict[str, str], *, is_pooled: bool = False
 ) -> dict[str, Any]:
@@ -201,8 +195,8 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
     return Pool(opened, {**settings, **path} if is_pooled else None, is_tracked=is_tracked)
 
 
-async def _look_at_server(url: str, name: str) -> _Look:
-    """Look at the server, or at the pooler that stands before it.
+async def _look_at_server(url: str, name: str) -> tuple[bool, bool, dict[str, str]]:
+    """Return whether the URL leads to a pooler, `Pool.is_tracked`, and each transaction's settings.
 
     A pooler reports another process id for the session than the server does. StorageError if the
     server cannot be used at all.
@@ -215,7 +209,7 @@ async def _look_at_server(url: str, name: str) -> _Look:
         is_newer = connection.get_server_version() >= (17,)
         newer = NEWER_SETTINGS if is_newer else {}
         is_pooled = bool(pid != connection.get_server_pid())
-        return _Look(is_pooled, is_tracked, {**TRANSACTION_SETTINGS, **newer})
+        return is_pooled, is_tracked, {**TRANSACTION_SETTINGS, **newer}
     finally:
         connection.terminate()
 

@@ -21,7 +21,6 @@ _NEXT = (
     asyncpg.ConnectionDoesNotExistError,
 )
 
-
 # Options of a URL that name files: no error says which.
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _OTHER_NAMES = (62, 64)  # Codes of OpenSSL: a certificate of another host name, or IP address.

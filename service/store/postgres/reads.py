@@ -46,8 +46,9 @@ class Reads:
 
 
 async def _search(work: Callable[[Any], Awaitable[T]], connection: Any) -> T:
-    for name, seconds in (("statement", SEARCH_SECONDS), ("lock", LOCK_SECONDS)):
-        await connection.execute(f"SET LOCAL {name}_timeout = {round(seconds * 1_000)}")
+    limits = (("statement", SEARCH_SECONDS), ("lock", LOCK_SECONDS))
+    sets = (f"SET LOCAL {name}_timeout = {round(seconds * 1_000)}" for name, seconds in limits)
+    await connection.execute("; ".join(sets))
     try:
         return await work(connection)
     except asyncpg.QueryCanceledError as error:

@@ -1,19 +1,15 @@
 """Numbered migrations, all in one transaction; the table `schema_version` has the last one."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from service.model.errors import StorageError
-from service.store.migrations import (
-    RESTORE,
-    Older,
-    describe_others,
-    describe_problem,
-    list_migrations,
-)
+from service.store.migrations import Older, describe_problem, list_migrations
 from service.store.postgres.connection import LONG_SECONDS
 
+_RESTORE = "restore a backup into an empty schema"
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
 
@@ -60,10 +56,10 @@ async def version(connection: Any) -> int:
     if is_ours is None:
         return 0
     if not is_ours:
-        raise StorageError(describe_others(["schema_version"]))
+        raise StorageError(_describe_others(["schema_version"]))
     numbers = await connection.fetch("SELECT number FROM schema_version")
     if len(numbers) != 1:
-        raise StorageError(f"schema_version has {len(numbers)} rows, and needs one: {RESTORE}")
+        raise StorageError(f"schema_version has {len(numbers)} rows, and needs one: {_RESTORE}")
     return int(numbers[0][0])
 
 
@@ -77,25 +73,29 @@ async def problem(connection: Any) -> str | None:
         names = [*tables(), *indexes()], tables(), _FUNCTION.findall(_read_all())
         taken = [row[0] for row in await connection.fetch(_TAKEN, *names)]
         if taken and set(tables()).issubset(taken):
-            return f"schema_version is missing beside genhook's own tables: {RESTORE}"
+            return f"schema_version is missing beside genhook's own tables: {_RESTORE}"
         if taken:
-            return describe_others(taken)
+            return _describe_others(taken)
     return describe_problem(current, latest())
+
+
+def _describe_others(names: Sequence[str]) -> str:
+    """Return the problem that names which genhook needs are another program's."""
+    some = ", ".join(names[:3]) + (" and more" if names[3:] else "")
+    return f"another program made {some}: name an empty database or schema for genhook"
 
 
 def indexes() -> dict[str, str]:
     """Return the statement that creates each index of the migrations, by the index's name."""
     created: dict[str, str] = {}
-    for _, path in migrations():
-        text = path.read_text()
-        for match in _INDEX.finditer(text):
-            created[match[1]] = " ".join(match[0].split())
-        for table, columns in _TABLE.findall(text):
-            for key, column, kind in _KEY.findall(columns):
-                is_unique = kind == "UNIQUE"
-                name = f"{table}_{column}_key" if is_unique else f"{table}_pkey"
-                rule = f"{kind or 'PRIMARY KEY'} ({key or column})"
-                created[name] = f"ALTER TABLE {table} ADD CONSTRAINT {name} {rule}"
+    text = _read_all()
+    for match in _INDEX.finditer(text):
+        created[match[1]] = " ".join(match[0].split())
+    for table, columns in _TABLE.findall(text):
+        for key, column, kind in _KEY.findall(columns):
+            name = f"{table}_{column}_key" if kind == "UNIQUE" else f"{table}_pkey"
+            rule = f"{kind or 'PRIMARY KEY'} ({key or column})"
+            created[name] = f"ALTER TABLE {table} ADD CONSTRAINT {name} {rule}"
     return created
 
 
@@ -117,10 +117,8 @@ async def missing_tables(connection: Any) -> list[str]:
 
 async def missing_indexes(connection: Any) -> dict[str, str]:
     """Return the indexes that are not there, as `indexes` does."""
-    rows = await connection.fetch(
-        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
-    )
-    names = {row[0] for row in rows}
+    sql = "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
+    names = {row[0] for row in await connection.fetch(sql)}
     return {name: sql for name, sql in indexes().items() if name not in names}
 
 

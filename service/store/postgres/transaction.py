@@ -55,12 +55,7 @@ class Transaction:
     )
 
     def __init__(
-        self,
-        connection: Any,
-        now: int,
-        shards: frozenset[int],
-        *,
-        is_pooled: bool = False,
+        self, connection: Any, now: int, shards: frozenset[int], *, is_pooled: bool = False
     ) -> None:
         self._connection = connection
         self._is_pooled = is_pooled

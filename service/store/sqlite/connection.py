@@ -23,7 +23,6 @@ WAL_PAGES_MAX = 4_000
 INDEX_BYTES = 32_768  # Of the index of a new WAL, which SQLite makes when it opens one.
 WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this when it restarts.
 
-
 # Result codes (https://sqlite.org/rescode.html) after which a connection does not work again, even
 # if the disk does: SQLite could open a file only for reading, as on a disk that is read-only for a
 # while, or not at all, and does not try again.

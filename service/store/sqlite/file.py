@@ -62,7 +62,7 @@ class File:
         self.descriptor = -1
 
     def watch(self) -> None:
-        """Watch the files that SQLite has opened now. LostFileError if nobody can tell them.
+        """Watch the files that SQLite has opened now. LostFileError if that cannot be seen.
 
         Those that it had open before are none of ours any more, even if this fails.
         """

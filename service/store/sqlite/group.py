@@ -104,12 +104,12 @@ def _run(
     connection: sqlite3.Connection, batch: Sequence[Item], now: int, after: AfterCommit
 ) -> None:
     """Run one unit, or one batched unit with all its items."""
-    transaction = Transaction(connection, now, after)
-    results = _run_unit(run_batch(batch, transaction))
+    tx = Transaction(connection, now, after)
+    results = _run_unit(run_batch(batch, tx))
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
-    if transaction.charged:
-        note_rows(transaction.charged, batch)
+    if tx.charged:
+        note_rows(tx.charged, batch)
 
 
 def _run_alone(

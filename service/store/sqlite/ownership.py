@@ -45,18 +45,21 @@ class FileLock:
 
     async def acquire(self, _shards: Collection[int] | None = None) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
-        if self.is_held:
-            return True
+        self.is_held = self.is_held or self._lock(fcntl.LOCK_EX)
+        return self.is_held
+
+    def _lock(self, kind: int) -> bool:
+        """Lock the file; False if another process has it. StorageError if neither can be told."""
         try:
-            fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._open(), kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
             raise StorageError(f"cannot lock {self._database.path}: {error.strerror}") from error
-        self.is_held = True
         return True
 
     def _open(self) -> int:
+        """Return the descriptor of the file to lock; open the one beside the database if needed."""
         if LOCKS_THE_DATABASE:
             return self._database.file.descriptor
         if self._descriptor < 0:
@@ -77,12 +80,9 @@ class FileLock:
         """Return the one process that works, if any, with all shards."""
         if self.is_held:
             return {self.name: ALL}
-        try:  # A shared lock is refused while another process works; it is released at once.
-            fcntl.flock(self._open(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # A shared lock is refused while another process works; it is released at once.
+        if not self._lock(fcntl.LOCK_SH):
             return {_find_holder(os.fstat(self._open()).st_ino): ALL}
-        except OSError as error:
-            raise StorageError(f"cannot lock {self._database.path}: {error.strerror}") from error
         fcntl.flock(self._open(), fcntl.LOCK_UN)
         return {}
 
