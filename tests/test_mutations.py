@@ -1,5 +1,7 @@
 """Every mutation of chaos/mutants.toml can be made, so that `make mutants` proves something."""
 
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +41,21 @@ def test_every_mutation_can_be_made() -> None:
     assert not found, "\n".join(found)
     names = [mutation["name"] for mutation in mutations]
     assert len(set(names)) == len(names)
+
+
+def test_no_mutation_breaks_only_a_name(tmp_path: Path) -> None:
+    """A NameError fails any test: such a mutation would be caught whatever the tests ask."""
+    for mutation in tomllib.loads(TABLE.read_text("utf-8"))["mutation"]:
+        for edit in mutation["edits"]:
+            copy = tmp_path / mutation["name"] / edit["file"]
+            before = copy if copy.exists() else ROOT / edit["file"]
+            text = before.read_text("utf-8").replace(edit["old"], edit["new"])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text, "utf-8")
+    options = ["--isolated", "--select=F821,F823", "--output-format=concise"]
+    ruff = [sys.executable, "-m", "ruff", "check", *options, str(tmp_path)]
+    checked = subprocess.run(ruff, capture_output=True, text=True, check=False)  # noqa: S603
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize(
