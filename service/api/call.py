@@ -189,14 +189,20 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
 
 
 async def answer_page(
-    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *filters: object
+    call: Call,
+    prefix: str,
+    noun: type[Any],
+    read: Unit[Rows],
+    *filters: object,
+    tenant: str | None = None,
 ) -> Answer:
     """Return the page of a list that the query asks for; its ids start with `prefix`.
 
-    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
+    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`. They are
+    those of `tenant`, by default the caller's, who waits for searches of its own tenant only.
     """
     page_rows, after = await call.database.search(
-        call.tenant, read, call.page(prefix), call.tenant, *filters
+        call.tenant, read, call.page(prefix), tenant or call.tenant, *filters
     )
     return answer_list(rows.view_rows(noun, page_rows), after)
 

@@ -48,8 +48,8 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> Answer:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    call = msgspec.structs.replace(call, tenant=call.query_tenant())
-    return await answer_page(call, "key", Key, read_own_page, pages.Source(table="keys"))
+    tenant, source = call.query_tenant(), pages.Source(table="keys")
+    return await answer_page(call, "key", Key, read_own_page, source, tenant=tenant)
 
 
 async def get(tx: Transaction, call: Call) -> Key:

@@ -49,6 +49,21 @@ async def test_an_operator_without_read_sees_no_callback_of_its_tenant(tmp_path:
             assert answer.status_code == 404
 
 
+async def test_an_operator_searches_another_tenants_rows_in_its_own_turn(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await (await another_tenant(world)).aclose()
+        search, turns = world.app.database.search, list[str]()
+
+        async def noted(tenant: str, *args: Any) -> Any:
+            turns.append(tenant)
+            return await search(tenant, *args)
+
+        world.app.database.search = noted
+        for path in ("/v1/keys", "/v1/usage"):
+            await page(world.client, f"{path}?tenant=other")
+        assert turns == ["default", "default"]
+
+
 async def test_usage_of_another_tenant_is_shown_to_operators_only(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         async with await another_tenant(world) as other:
