@@ -39,6 +39,8 @@ async def stalled_disk(world: Harness, monkeypatch: pytest.MonkeyPatch) -> Async
     finally:
         disk.set()
         await hang
+        while database._queue.is_stalled:  # Until the commit that was in it ends.
+            await world.get("/v1/events")
 
 
 async def test_a_failing_disk_is_seen_from_outside_and_recovers(
