@@ -20,6 +20,7 @@ from service.cli.database_checks import (
 )
 from service.model.errors import StorageError
 from service.settings import Settings
+from service.store.migrations import Older
 from service.store.shards import SHARDS
 
 OLD_TRANSACTION_SECONDS = 300
@@ -31,6 +32,8 @@ SELECT current_setting('server_version') AS version,
     current_setting('fsync') = 'on'
         AND current_setting('synchronous_commit') <> 'off' AS is_durable,
     current_setting('synchronous_standby_names') <> '' AS has_standby,
+    quote_ident(current_schema()) AS schema, quote_ident(current_user) AS role,
+    has_schema_privilege(current_schema(), 'CREATE') AS may_create,
     -- Without the right to see more, what follows has no state.
     NOT EXISTS (SELECT 1 FROM pg_stat_replication
         WHERE coalesce(sync_state, 'sync') IN ('sync', 'quorum')) AS lacks_standby,
@@ -152,6 +155,10 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         yield from _judge_times(state, now)
     if server.problem:
         yield Finding("fail", "database", f"{server.problem}.")
+    elif isinstance(server.schema_problem, Older) and not state["may_create"]:
+        grant = f"GRANT CREATE ON SCHEMA {state['schema']} TO {state['role']}"
+        message = f"The role may not create what is missing: run `{grant}` as the schema's owner."
+        yield Finding("fail", "schema", message)
     elif server.schema_problem:
         yield judge_schema(server.schema_problem, server.schema_version)
     elif server.missing_tables:

@@ -109,7 +109,10 @@ async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
     tables = await source.tables()
     theirs = {table.name: set(table.columns) for table in await target.tables()}
     if theirs != {table.name: set(table.columns) for table in tables}:
-        raise StorageError("the two databases have different tables: are both of this version?")
+        raise StorageError(
+            "the two databases have different tables: both must be of this version, and an SQLite "
+            "file must have none of another program"
+        )
     if not await target.is_marked():
         for table in tables:
             if table.name != FILLED and await target.last_key(table) is not None:

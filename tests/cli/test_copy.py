@@ -241,6 +241,12 @@ def test_text_that_postgresql_cannot_hold_is_copied_with_a_sign_for_it(
     assert models == [("a\ufffdb",)]
 
 
+async def run_sql(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(sql)
+    await connection.close()
+
+
 def test_a_service_moves_from_postgresql_to_a_file_and_back(
     tmp_path: Path, postgres: engine.Schemas, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +254,8 @@ def test_a_service_moves_from_postgresql_to_a_file_and_back(
     asyncio.run(fill(tmp_path))  # On that server.
     other, files = postgres.database_of(tmp_path / "other", is_new=True), ["a.db", "b.db"]
     first, second = [tmp_path / name for name in files]
+    for url in (server, other):  # Tables of another program stay where they are.
+        asyncio.run(run_sql(url, "CREATE TABLE songs (title TEXT)"))
     assert main.main(["copy", "--from", server, "--to", f"sqlite:///{first}"]) == 0
     assert main.main(["copy", "--from", f"sqlite:///{first}", "--to", other]) == 0
     assert main.main(["copy", "--from", other, "--to", f"sqlite:///{second}"]) == 0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import secrets
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,25 @@ def test_the_doctor_says_that_the_schema_is_missing(
     schema = doctor(capsys)["schema"]
     assert schema["level"] == "warn"
     assert "run genhook migrate" in schema["message"]
+
+
+def test_the_doctor_fails_where_the_role_may_not_create_what_is_missing(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [[schema]] = execute(url, "SELECT quote_ident(current_schema())")
+    role = f"weak_{secrets.token_hex(4)}"
+    execute(url, f"CREATE ROLE {role} LOGIN")
+    execute(url, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", url.replace(f"postgres:{PASSWORD}@", f"{role}@"))
+    try:
+        assert main.main(["migrate"]) == 1
+        assert "permission denied for schema" in printed(capsys)
+        found = doctor(capsys)["schema"]
+        assert found["level"] == "fail"
+        assert f"`GRANT CREATE ON SCHEMA {schema} TO {role}`" in found["message"]
+    finally:
+        execute(url, f"REVOKE ALL ON SCHEMA {schema} FROM {role}")
+        execute(url, f"DROP ROLE {role}")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +236,9 @@ STATE: dict[str, Any] = {
     "is_durable": True,
     "has_standby": True,
     "lacks_standby": False,
+    "schema": "public",
+    "role": "genhook",
+    "may_create": True,
     "oldest_seconds": 0,
 }
 

@@ -21,7 +21,7 @@ LEFT JOIN information_schema.key_column_usage k
     ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
     AND k.table_name = c.table_name AND k.column_name = c.column_name
 WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
-    AND c.table_name NOT IN ('schema_version', 'usage_added') AND c.is_generated = 'NEVER'
+    AND c.table_name IN ({tables}) AND c.is_generated = 'NEVER'
 ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
 
 
@@ -29,13 +29,15 @@ class PostgresSide(Side):
     """A connection of its own, to the schema of an open database of the store."""
 
     database: Database
-    columns_sql = _COLUMNS
     parameter = "${}"
     version_sql = "UPDATE schema_version SET number = {}"
 
     def __init__(self, name: str, connection: Any, database: Database) -> None:
         super().__init__(name, database)
         self._connection = connection
+        # Other programs may have tables beside these; SQLite has no `usage_added`.
+        names = (f"'{name}'" for name in schema.tables() if name != "usage_added")
+        self.columns_sql = _COLUMNS.format(tables=", ".join(names))
 
     async def prepare(self) -> None:
         """Give every event its `seq`, and empty `usage_added`, which SQLite does not have."""
