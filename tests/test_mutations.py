@@ -52,7 +52,7 @@ def test_no_mutation_breaks_only_a_name(tmp_path: Path) -> None:
             text = before.read_text("utf-8").replace(edit["old"], edit["new"])
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(text, "utf-8")
-    options = ["--isolated", "--select=F821,F823", "--output-format=concise"]
+    options = ["--isolated", "--no-cache", "--select=F821,F823", "--output-format=concise"]
     ruff = [sys.executable, "-m", "ruff", "check", *options, str(tmp_path)]
     checked = subprocess.run(ruff, capture_output=True, text=True, check=False)  # noqa: S603
     assert checked.returncode == 0, checked.stdout + checked.stderr

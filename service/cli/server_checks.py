@@ -155,6 +155,9 @@ def judge(server: Server, settings: Settings, now: int) -> Iterator[Finding]:
         yield from _judge_times(state, now)
     if server.problem:
         yield Finding("fail", "database", f"{server.problem}.")
+    elif state["schema"] is None:
+        message = "The search_path names no schema that is there and that this user may use."
+        yield Finding("fail", "schema", message)
     elif isinstance(server.schema_problem, Older) and not state["may_create"]:
         grant = f"GRANT CREATE ON SCHEMA {state['schema']} TO {state['role']}"
         message = f"The role may not create what is missing: run `{grant}` as the schema's owner."

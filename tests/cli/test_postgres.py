@@ -110,6 +110,16 @@ def test_the_doctor_fails_where_the_role_may_not_create_what_is_missing(
         execute(url, f"DROP ROLE {role}")
 
 
+def test_the_doctor_fails_where_the_search_path_names_no_schema(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = re.sub(r"search_path=\w+", "search_path=nowhere", url)
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", elsewhere)
+    found = doctor(capsys)["schema"]
+    assert found["level"] == "fail"
+    assert "names no schema that is there" in found["message"]
+
+
 @pytest.mark.parametrize(
     ("version", "reason"), [(999, "made by a newer genhook"), (-1, "a copy to the database has")]
 )
