@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from service.store.database import Transaction, Unit
+from service.store.turns import ignore_error
 
 HEAVY_ROWS = 50  # A unit that charges for fewer rows counts as an ordinary one.
 
@@ -46,8 +47,8 @@ class Item(msgspec.Struct, eq=False):
             self.future.set_result(self.result)
         else:
             self.future.set_exception(error)
-            if self.always:  # Its caller may be gone while the write goes on: nobody else asks.
-                self.future.exception()
+            if self.always:  # It goes on without its caller, and nobody else asks.
+                ignore_error(self.future)
 
 
 def batches_of(items: Iterable[Item]) -> Collection[Sequence[Item]]:
